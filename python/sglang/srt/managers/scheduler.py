@@ -1,0 +1,358 @@
+"""The scheduler: one loop that receives requests, plans steps, launches them and commits their results.
+
+    receive -> plan(step n) -> launch -> commit(step n - depth) -> reply
+
+It *has* a planner, an output processor and a worker; it knows nothing of tensors, text or HTTP. `depth` is the number of launched steps
+that may be ahead of the last committed one: 0 is plain, 1 overlaps host work with the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from typing import Any, Protocol
+
+from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.environ import envs
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    FinishReason,
+    FlushCacheReply,
+    FlushCacheReq,
+    InternalStateReply,
+    InternalStateReq,
+    ShutdownReq,
+    TokenizedGenerateReq,
+)
+from sglang.srt.managers.output_processor import OutputProcessor
+from sglang.srt.managers.planner import PlannedStep, Planner
+from sglang.srt.managers.request import Req
+from sglang.srt.managers.scheduler_stats import SchedulerStats
+from sglang.srt.managers.step_plan import StepPlan, StepResult
+
+logger = logging.getLogger(__name__)
+
+# Running time limits are looked at once in so many steps.
+TIMEOUT_CHECK_INTERVAL = 16
+
+
+class Launched(Protocol):
+    """A step on its way; `result` waits for it."""
+
+    def result(self) -> StepResult: ...
+
+
+class Worker(Protocol):
+    """Carries out plans in order."""
+
+    def launch(self, plan: StepPlan) -> Launched: ...
+
+
+class Mailbox(Protocol):
+    """The scheduler's end of the sockets."""
+
+    def receive(self, timeout: float) -> list[Any]: ...
+
+    def send(self, message: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig:
+    """The values the loop itself needs."""
+
+    context_len: int
+    eos_ids: frozenset[int]
+    depth: int = 0
+    max_queued: int | None = None
+    decode_log_interval: int = 40
+    idle_wait: float = 1.0
+
+
+class Scheduler:
+    """Drives the worker. Not thread-safe; everything happens in the thread that calls `step`."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        planner: Planner,
+        processor: OutputProcessor,
+        worker: Worker,
+        mailbox: Mailbox,
+        grammars: GrammarManager | None,
+        stats: SchedulerStats,
+    ) -> None:
+        self.config = config
+        self.planner = planner
+        self.cache = planner.cache
+        self.processor = processor
+        self.worker = worker
+        self.mailbox = mailbox
+        self.grammars = grammars
+        self.stats = stats
+        self.in_flight: deque[tuple[PlannedStep, Launched]] = deque()
+        self.by_rid: dict[str, Req] = {}
+        self.compiling: dict[str, tuple[Req, Any]] = {}  # requests whose grammar is being compiled
+        self._stopping = False
+        self._steps = 0
+        self._audited = False
+
+    # --- the loop
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def wait_for_work(self) -> None:
+        """Take new messages; waits only when there is nothing to compute."""
+        self.receive(0.0 if self.has_work else self._idle_wait())
+
+    def step(self) -> bool:
+        """One turn: plan, launch, commit, reply. False when there was nothing to do."""
+        self._admit_compiled()
+        self._expire()
+        planned = self._plan()
+        if planned is not None:
+            self.in_flight.append((planned, self.worker.launch(planned.plan)))
+        depth = self.config.depth if planned is not None else 0
+        worked = planned is not None or bool(self.in_flight)
+        while len(self.in_flight) > depth:
+            self._commit_oldest()
+        self._reply()
+        if not worked and not self._audited:
+            self._audit_idle()
+        return worked
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.in_flight or self.planner.num_with_rows or len(self.planner.waiting))
+
+    def _idle_wait(self) -> float:
+        return envs.SGLANG_GRAMMAR_POLL_INTERVAL.get() if self.compiling else self.config.idle_wait
+
+    def _plan(self) -> PlannedStep | None:
+        planner = self.planner
+        if self._needs_drain():
+            self._drain()
+        if planner.lacks_decode_slots() or self._test_retract():
+            self._drain()
+            self._report_retraction(planner.retract())
+        planned = planner.plan()
+        if planned is None and planner.num_with_rows and self.in_flight:
+            self._drain()
+            planned = planner.plan()
+        if planned is None and len(planner.prefilling) > 1:  # several half-computed prompts block each other
+            self._report_retraction([planner.prefilling[-1]])
+            planner.retract_one(planner.prefilling[-1])
+            planned = planner.plan()
+        if planned is not None:
+            self._steps += 1
+            self._add_grammar_masks(planned)
+            self.stats.log_step(planned, planner, self.config.decode_log_interval)
+        return planned
+
+    def _needs_drain(self) -> bool:
+        """The next token of a grammar depends on the last one, which must be on the host."""
+        return bool(self.in_flight) and any(
+            req.grammar is not None for req in self.planner.running + self.planner.prefilling
+        )
+
+    def _test_retract(self) -> bool:
+        """Fault injection: take rows back every few steps although memory is left."""
+        if not envs.SGLANG_TEST_RETRACT.get():
+            return False
+        interval = envs.SGLANG_TEST_RETRACT_INTERVAL.get()
+        if self._steps == 0 or self._steps % interval or len(self.planner.running) < 2:
+            return False
+        self._steps += 1
+        self._drain()
+        if len(self.planner.running) > 1:
+            self.planner.retract_one(self.planner.running[-1])
+        return False
+
+    def _report_retraction(self, victims: list[Req]) -> None:
+        if victims:
+            logger.warning(
+                "KV cache pool is full: took %d requests back to the queue (#running-req: %d)",
+                len(victims),
+                len(self.planner.running),
+            )
+
+    def _add_grammar_masks(self, planned: PlannedStep) -> None:
+        for req, work in zip(planned.reqs, planned.plan.works, strict=True):
+            if req.grammar is not None and work.sample:
+                planned.plan.grammar_masks[work.row] = self.grammars.mask(req.grammar)
+
+    def _drain(self) -> None:
+        while self.in_flight:
+            self._commit_oldest()
+
+    def _commit_oldest(self) -> None:
+        planned, launched = self.in_flight.popleft()
+        self.processor.commit(planned, launched.result())
+
+    def _reply(self) -> None:
+        batch = self.processor.take_outputs()
+        if batch is None:
+            return
+        for output in batch.outputs:
+            if output.finish_reason is not None:
+                self.by_rid.pop(output.rid, None)
+        self.mailbox.send(batch)
+
+    def _audit_idle(self) -> None:
+        self._audited = True
+        self.planner.ratio.reset()
+        self.check()
+
+    def check(self) -> None:
+        """Audit all state; raises AssertionError naming what is wrong."""
+        self.planner.check()
+        known = len(self.planner.waiting) + self.planner.num_with_rows + len(self.compiling)
+        pending = sum(1 for req in self.by_rid.values() if req.finish_reason is not None)
+        assert known == len(self.by_rid) - pending, (
+            f"{len(self.by_rid)} requests known, {known} queued or running, {pending} ending"
+        )
+
+    # --- intake
+
+    def receive(self, timeout: float) -> None:
+        """Take everything that has arrived; waits up to `timeout` seconds for the first message."""
+        for message in self.mailbox.receive(timeout):
+            self._audited = False
+            self._dispatch(message)
+
+    def _dispatch(self, message: Any) -> None:
+        match message:
+            case TokenizedGenerateReq():
+                self._take(message)
+            case AbortReq():
+                self._abort(message)
+            case FlushCacheReq():
+                self.mailbox.send(self._flush(message))
+            case InternalStateReq():
+                state = self.stats.internal_state(self.planner, len(self.compiling))
+                self.mailbox.send(InternalStateReply(call_id=message.call_id, state=state))
+            case ShutdownReq():
+                self._stopping = True
+            case _:
+                raise TypeError(f"unknown message {type(message).__name__}")
+
+    def _take(self, source: TokenizedGenerateReq) -> None:
+        room = min(self.config.context_len, self.cache.capacity) - len(source.input_ids)
+        wanted = source.sampling_params.max_new_tokens
+        req = Req(
+            source,
+            max_new_tokens=max(min(room if wanted is None else wanted, room), 0),
+            eos_ids=self.config.eos_ids,
+        )
+        self.by_rid[req.rid] = req
+        if room < 1:
+            self._refuse(
+                req,
+                f"The prompt of {req.prompt_len} tokens does not fit into the KV cache pool of "
+                f"{self.cache.capacity} tokens; raise --max-total-tokens or shorten the prompt",
+                400,
+            )
+        elif self.config.max_queued is not None and self._num_queued >= self.config.max_queued:
+            self._refuse(req, "The request queue is full.", 503)
+        elif req.sampling_params.has_grammar:
+            self._compile(req)
+        else:
+            self.planner.add(req)
+
+    @property
+    def _num_queued(self) -> int:
+        return len(self.planner.waiting) + len(self.compiling)
+
+    def _refuse(self, req: Req, message: str, status: int) -> None:
+        kind = {400: "BadRequestError", 503: "ServiceUnavailable"}.get(status, "InternalServerError")
+        reason = FinishReason(type="abort", message=message, status_code=status, err_type=kind)
+        self.processor.finish_waiting(req, reason)
+
+    def _compile(self, req: Req) -> None:
+        if self.grammars is None:
+            self._refuse(
+                req, "structured output is off: the server runs with --grammar-backend none", 400
+            )
+            return
+        self.compiling[req.rid] = (req, self.grammars.submit(req.sampling_params))
+
+    def _admit_compiled(self) -> None:
+        for rid, (req, pending) in list(self.compiling.items()):
+            if not pending.done():
+                continue
+            del self.compiling[rid]
+            error = pending.error()
+            if error is not None:
+                self._refuse(req, error, 400)
+            else:
+                req.grammar = pending.matcher()
+                self.planner.add(req)
+
+    # --- endings from outside
+
+    def _abort(self, message: AbortReq) -> None:
+        reason = FinishReason(
+            type="abort", message=message.message, status_code=message.status_code
+        )
+        for req in self._matching(message):
+            logger.debug("Abort request %s: %s", req.rid, message.message)
+            self._end(req, reason)
+
+    def _matching(self, message: AbortReq) -> list[Req]:
+        if message.abort_all:
+            return list(self.by_rid.values())
+        if message.exact:
+            return [self.by_rid[message.rid]] if message.rid in self.by_rid else []
+        if not message.rid:
+            return []
+        return [req for rid, req in self.by_rid.items() if rid.startswith(message.rid)]
+
+    def _end(self, req: Req, reason: FinishReason) -> None:
+        """End `req` now, or at the commit of its step in flight."""
+        if req.finish_reason is not None:
+            return
+        if req.cache is not None and req.num_in_flight:
+            req.abort_reason = reason
+        elif req.cache is not None:
+            self.processor.finish(req, reason)
+        else:
+            if self.compiling.pop(req.rid, None) is None:
+                self.planner.waiting.remove(req)
+            self.processor.finish_waiting(req, reason)
+
+    def _expire(self) -> None:
+        """End requests that waited or ran longer than the configured limits."""
+        waiting_limit = envs.SGLANG_REQ_WAITING_TIMEOUT.get()
+        running_limit = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
+        now = time.monotonic()
+        if waiting_limit > 0:
+            oldest = self.planner.waiting.oldest()
+            while oldest is not None and now - oldest.received_ts > waiting_limit:
+                self._end(oldest, _timeout("waiting", waiting_limit))
+                oldest = self.planner.waiting.oldest()
+        if running_limit > 0 and self._steps % TIMEOUT_CHECK_INTERVAL == 0:
+            for req in self.planner.running + self.planner.prefilling:
+                if now - req.admitted_ts > running_limit:
+                    self._end(req, _timeout("running", running_limit))
+
+    def _flush(self, message: FlushCacheReq) -> FlushCacheReply:
+        self._drain()
+        busy = len(self.by_rid)
+        if busy:
+            text = f"{busy} requests are running or waiting; the cache is flushed only when idle"
+            return FlushCacheReply(call_id=message.call_id, success=False, message=text)
+        self.cache.flush()
+        logger.info("Cache flushed")
+        return FlushCacheReply(call_id=message.call_id, success=True)
+
+
+def _timeout(state: str, limit: float) -> FinishReason:
+    return FinishReason(
+        type="abort",
+        message=f"The request was {state} for longer than {limit:g} seconds.",
+        status_code=503,
+        err_type="ServiceUnavailable",
+    )

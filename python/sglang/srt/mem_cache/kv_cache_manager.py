@@ -1,0 +1,334 @@
+"""What the scheduler sees of the KV cache: rows, slots and shared prefixes, counted on the host.
+
+Owns the page allocator and the radix tree. Knows nothing of device tensors: it hands out slot
+numbers, and whoever runs the model writes them into the row's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang.srt.mem_cache.allocator import PageAllocator, SlotArray
+from sglang.srt.mem_cache.radix_cache import RadixCache, TokenIds, TreeNode, as_tokens
+from sglang.srt.utils.errors import ConfigError
+
+
+@dataclass(slots=True, eq=False)
+class RequestCache:
+    """The cache of one running request; made by `KVCacheManager.open`, changed only by the manager.
+
+    `length` tokens have a slot. The first `cached_len` slots (whole pages) belong to the tree and
+    are locked; the others belong to this handle, with the unused end of its last page.
+    """
+
+    row: int
+    length: int
+    cached_len: int
+    num_cached_at_open: int
+    node: TreeNode
+    # First position whose slot was replaced since the caller last wrote the row's device table;
+    # the caller rewrites the row from there and sets it back to None.
+    table_dirty_from: int | None
+    # int32; slots of whole pages, so it is filled up to `length` rounded up to the page size.
+    buffer: SlotArray
+
+    @property
+    def slots(self) -> SlotArray:
+        """Slots of positions `0 .. length-1`, int32 [length]; a view, valid until the next call."""
+        return self.buffer[: self.length]
+
+    def append_pages(self, start: int, slots: SlotArray) -> None:
+        """Put the slots of whole pages at position `start`, growing the buffer by doubling."""
+        end = start + len(slots)
+        if end > len(self.buffer):
+            grown = np.empty(max(end, 2 * len(self.buffer)), dtype=np.int32)
+            grown[:start] = self.buffer[:start]
+            self.buffer = grown
+        self.buffer[start:end] = slots
+
+
+class KVCacheManager:
+    """Hands out rows and KV slots, and shares computed prefixes between requests.
+
+    Args:
+        num_slots: slots of the device pool, the padding page included; an incomplete last page
+            is not used.
+        page_size: slots per page. Prefixes are shared in whole pages.
+        max_requests: rows, the most requests that can be open at once.
+        enable_prefix_cache: False: nothing is shared, `close` frees everything.
+        eviction_policy: which unused prefix goes first: "lru" or "lfu".
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        page_size: int,
+        max_requests: int,
+        enable_prefix_cache: bool = True,
+        eviction_policy: str = "lru",
+    ) -> None:
+        if page_size < 1:
+            raise ConfigError(f"page_size={page_size} must be at least 1")
+        if max_requests < 1:
+            raise ConfigError(f"max_requests={max_requests} must be at least 1")
+        self.page_size = page_size
+        self.max_requests = max_requests
+        self.enable_prefix_cache = enable_prefix_cache
+        self.num_evicted = 0  # slots taken from the tree since the start, for metrics
+        self._allocator = PageAllocator(num_slots // page_size, page_size)
+        self._tree = RadixCache(page_size, eviction_policy)
+        self._free_rows = list(range(max_requests - 1, -1, -1))
+        self._handles: dict[int, RequestCache] = {}  # by row
+
+    @property
+    def capacity(self) -> int:
+        """Slots that can be handed out."""
+        return (self._allocator.num_pages - 1) * self.page_size
+
+    @property
+    def num_free(self) -> int:
+        """Slots that hold nothing."""
+        return self._allocator.num_free * self.page_size
+
+    @property
+    def num_cached(self) -> int:
+        """Slots in the tree, locked or not."""
+        return self._tree.total_size
+
+    @property
+    def num_evictable(self) -> int:
+        """Slots in the tree that no open request uses."""
+        return self._tree.evictable_size
+
+    @property
+    def num_used(self) -> int:
+        """Slots that open requests hold: their own and the locked part of the tree."""
+        return self.capacity - self.num_available()
+
+    @property
+    def num_open(self) -> int:
+        """Open requests."""
+        return len(self._handles)
+
+    def num_available(self) -> int:
+        """Slots that are free or evictable."""
+        return self._allocator.num_free * self.page_size + self._tree.evictable_size
+
+    def match(
+        self, token_ids: TokenIds, extra_key: str | None = None, limit: int | None = None
+    ) -> int:
+        """Leading tokens that are cached: whole pages, at most `limit`. Counts as an access.
+
+        An int64 array costs less than a list, which is converted on each call.
+        """
+        if not self.enable_prefix_cache:
+            return 0
+        return self._tree.match(as_tokens(_head(token_ids, limit)), extra_key)
+
+    def open(
+        self, token_ids: TokenIds, extra_key: str | None = None, limit: int | None = None
+    ) -> RequestCache | None:
+        """Take a row and lock the cached prefix of `token_ids` (at most `limit` tokens).
+
+        The handle starts with `length == cached_len`. None, and nothing changed, without a row.
+        """
+        if not self._free_rows:
+            return None
+        known = as_tokens(_head(token_ids, limit if self.enable_prefix_cache else 0))
+        node, cached = self._tree.acquire(known, extra_key)
+        row = self._free_rows.pop()
+        num_cached = len(cached)
+        handle = RequestCache(row, num_cached, num_cached, num_cached, node, None, cached)
+        self._handles[row] = handle
+        return handle
+
+    def slots_needed(self, handle: RequestCache, num_tokens: int) -> int:
+        """Slots, in whole pages, that `extend(handle, num_tokens)` would newly take."""
+        return self._round_up(handle.length + num_tokens) - self._round_up(handle.length)
+
+    def can_extend(self, handle: RequestCache, num_tokens: int) -> bool:
+        """Whether `extend(handle, num_tokens)` would succeed now."""
+        return self.slots_needed(handle, num_tokens) <= self.num_available()
+
+    def extend(self, handle: RequestCache, num_tokens: int) -> SlotArray | None:
+        """Slots of the next `num_tokens` positions, int32 [num_tokens], evicting as needed.
+
+        None, and nothing changed, when they cannot be had.
+
+        Raises:
+            ValueError: `num_tokens` is negative.
+        """
+        self._require_open(handle)
+        if num_tokens < 0:
+            raise ValueError(f"cannot extend by {num_tokens} tokens; truncate() makes shorter")
+        start = handle.length
+        end = start + num_tokens
+        reserved = self._round_up(start)
+        if end > reserved:
+            pages = self._take_pages((self._round_up(end) - reserved) // self.page_size)
+            if pages is None:
+                return None
+            handle.append_pages(reserved, self._allocator.slots_of(pages))
+        handle.length = end
+        return handle.buffer[start:end].copy()
+
+    def extend_many(self, handles: Sequence[RequestCache]) -> SlotArray | None:
+        """One more token for each of these (distinct, open) handles, int32 [len(handles)].
+
+        The decode step: one allocation for all of them. None, and nothing changed, when the
+        slots cannot be had.
+        """
+        page_size = self.page_size
+        if page_size == 1:
+            slots = self._take_pages(len(handles))
+            if slots is None:
+                return None
+            for handle, slot in zip(handles, slots.tolist(), strict=True):
+                length = handle.length
+                if length < len(handle.buffer):
+                    handle.buffer[length] = slot
+                else:
+                    handle.append_pages(length, np.array([slot], dtype=np.int32))
+                handle.length = length + 1
+            return slots
+        full = [handle for handle in handles if handle.length % page_size == 0]
+        if full:
+            pages = self._take_pages(len(full))
+            if pages is None:
+                return None
+            by_page = self._allocator.slots_of(pages).reshape(-1, page_size)
+            for handle, page_slots in zip(full, by_page, strict=True):
+                handle.append_pages(handle.length, page_slots)
+        taken = np.array([handle.buffer[handle.length] for handle in handles], dtype=np.int32)
+        for handle in handles:
+            handle.length += 1
+        return taken
+
+    def truncate(self, handle: RequestCache, num_tokens: int) -> None:
+        """Keep the first `num_tokens` positions and give back the pages beyond them.
+
+        Raises:
+            ValueError: `num_tokens` is outside `cached_len .. length`.
+        """
+        self._require_open(handle)
+        if not handle.cached_len <= num_tokens <= handle.length:
+            raise ValueError(
+                f"cannot truncate to {num_tokens} tokens: must be within "
+                f"{handle.cached_len} (shared through the tree) .. {handle.length} (allocated)"
+            )
+        self._free_slots(handle, self._round_up(num_tokens), self._round_up(handle.length))
+        handle.length = num_tokens
+
+    def commit_prefix(self, handle: RequestCache, token_ids: TokenIds) -> None:
+        """Share the full pages of the first `len(token_ids)` positions, which are computed.
+
+        Where the tree already holds these tokens, the handle's duplicates are freed, its slots
+        are replaced by the tree's and `handle.table_dirty_from` tells the first such position.
+        A step in flight may still read the freed slots: only a later step can overwrite them.
+
+        Raises:
+            ValueError: `token_ids` is longer than the handle.
+        """
+        self._require_open(handle)
+        if len(token_ids) > handle.length:
+            raise ValueError(
+                f"{len(token_ids)} computed tokens but only {handle.length} have a slot"
+            )
+        start = handle.cached_len
+        end = len(token_ids) - len(token_ids) % self.page_size
+        if end <= start or not self.enable_prefix_cache:
+            return
+        tokens = as_tokens(token_ids[start:end])
+        node, shared = self._tree.insert(handle.node, tokens, handle.buffer[start:end])
+        self._tree.lock(node, until=handle.node)
+        handle.node = node
+        handle.cached_len = end
+        if len(shared):
+            self._free_slots(handle, start, start + len(shared))
+            handle.buffer[start : start + len(shared)] = shared
+            if handle.table_dirty_from is None:
+                handle.table_dirty_from = start
+
+    def close(self, handle: RequestCache, token_ids: TokenIds, insert: bool = True) -> None:
+        """Give back the row and every slot, those of a step in flight included.
+
+        With `insert`, the full pages of the computed `token_ids` stay in the tree, evictable.
+        """
+        self._require_open(handle)
+        if insert:
+            self.commit_prefix(handle, token_ids)
+        self._free_slots(handle, handle.cached_len, self._round_up(handle.length))
+        self._tree.unlock(handle.node)
+        del self._handles[handle.row]
+        self._free_rows.append(handle.row)
+
+    def flush(self) -> bool:
+        """Empty the tree. False, and nothing changed, while requests are open."""
+        if self._handles:
+            return False
+        self._allocator.free_pages(self._allocator.pages_of(self._tree.clear()))
+        return True
+
+    def check(self) -> None:
+        """Audit; costs time in proportion to the pool.
+
+        Raises:
+            AssertionError: a page is not exactly one of free, in the tree, owned by one handle;
+                or lock counts, sizes, rows or the locked slots of a handle are wrong.
+        """
+        self._allocator.check()
+        self._tree.check(handle.node for handle in self._handles.values())
+        rows = sorted([*self._free_rows, *self._handles])
+        if rows != list(range(self.max_requests)):
+            raise AssertionError(f"rows lost or doubled: {rows}")
+        owned = [self._tree.all_slots()]
+        for handle in self._handles.values():
+            if not np.array_equal(
+                self._tree.path_slots(handle.node), handle.buffer[: handle.cached_len]
+            ):
+                raise AssertionError(f"row {handle.row}: cached slots differ from the tree's")
+            owned.append(handle.buffer[handle.cached_len : self._round_up(handle.length)])
+        slots = np.concatenate(owned)
+        pages = self._allocator.pages_of(slots)
+        if not np.array_equal(self._allocator.slots_of(pages), slots):
+            raise AssertionError("slots in use are not whole pages")
+        counts = np.bincount(
+            np.concatenate([pages, self._allocator.free_list()]),
+            minlength=self._allocator.num_pages,
+        )
+        wrong = np.flatnonzero(counts[1:] != 1) + 1
+        if counts[0] or len(wrong):
+            raise AssertionError(
+                f"pages lost or doubled: {wrong.tolist()}; padding page used {counts[0]} times"
+            )
+
+    def _round_up(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size) * self.page_size
+
+    def _take_pages(self, num_pages: int) -> SlotArray | None:
+        missing = (num_pages - self._allocator.num_free) * self.page_size
+        if missing > 0:
+            if missing > self._tree.evictable_size:
+                return None
+            evicted = self._tree.evict(missing)
+            self.num_evicted += len(evicted)
+            self._allocator.free_pages(self._allocator.pages_of(evicted))
+        return self._allocator.alloc_pages(num_pages)
+
+    def _free_slots(self, handle: RequestCache, start: int, end: int) -> None:
+        if end > start:
+            self._allocator.free_pages(self._allocator.pages_of(handle.buffer[start:end]))
+
+    def _require_open(self, handle: RequestCache) -> None:
+        if self._handles.get(handle.row) is not handle:
+            raise AssertionError(f"the handle of row {handle.row} is closed")
+
+
+def _head(token_ids: TokenIds, limit: int | None) -> TokenIds:
+    return token_ids if limit is None else token_ids[: max(limit, 0)]
