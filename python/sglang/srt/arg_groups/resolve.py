@@ -1,0 +1,272 @@
+"""Settles every "auto" once, in one pass: `resolve(server_args, facts)` is pure and returns a frozen value.
+
+Facts about the machine are collected apart, so that every decision can be tested without the hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+from sglang.srt.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+GIB = 1024  # in MiB, the unit of memory here
+_UNKNOWN_MEMORY_FRACTION = 0.88
+_NO_GRAPH_BACKENDS = ("torch_native", "flex_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the machine is: the only input of a decision besides the flags."""
+
+    device: str  # cpu or cuda
+    device_memory_mib: int | None  # of one device; None when unknown, as on CPU
+    num_cpus: int
+    random_seed: int  # drawn once, used when no seed is given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedArgs:
+    """Every value that "auto" or an unset flag stands for. Names shared with ServerArgs mean the same."""
+
+    model_path: str
+    tokenizer_path: str
+    served_model_name: str
+    device: str
+    random_seed: int
+    page_size: int
+    chunked_prefill_size: int  # -1: whole prompts
+    mem_fraction_static: float
+    attention_backend: str
+    prefill_attention_backend: str
+    decode_attention_backend: str
+    sampling_backend: str
+    grammar_backend: str
+    disable_cuda_graph: bool
+    cuda_graph_max_bs: int
+    cuda_graph_bs: tuple[int, ...]
+    overlap_depth: int  # steps launched before the last result is read
+    num_cpus: int
+    decisions: tuple[str, ...]  # one line each, for the log
+
+    def apply_to(self, server_args: ServerArgs) -> ServerArgs:
+        """A copy of the flags with every "auto" filled in, for `/server_info` and for model files."""
+        names = {f.name for f in dataclasses.fields(server_args)}
+        shared = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names
+        }
+        shared["cuda_graph_bs"] = list(self.cuda_graph_bs)
+        return dataclasses.replace(server_args, **shared)
+
+    def log_decisions(self) -> None:
+        for line in self.decisions:
+            logger.info(line)
+
+
+def collect_facts(server_args: ServerArgs) -> Facts:
+    """Look at the machine. Imports torch unless `--device cpu` makes that needless.
+
+    Raises ConfigError when `--device cuda` is asked for and there is no usable GPU.
+    """
+    device, memory = server_args.device, None
+    if device != "cpu":
+        device, memory = _probe_cuda(device, server_args.base_gpu_id)
+    return Facts(
+        device=device,
+        device_memory_mib=memory,
+        num_cpus=_num_cpus(),
+        random_seed=random.SystemRandom().randrange(2**30),
+    )
+
+
+def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
+    """Settle every open value. Pure: the same flags and facts give the same result."""
+    log = _Decisions()
+    args = server_args
+    assert args.model_path is not None, "ServerArgs fills in the demo model"
+    if args.uses_demo_model:
+        log.note(f"model_path={args.model_path} (no --model-path given: the demo model)")
+    device = log.choose(
+        "device", None if args.device == "auto" else args.device, facts.device, "auto"
+    )
+    memory = facts.device_memory_mib
+    size = _memory_words(memory)
+    chunk = log.choose(
+        "chunked_prefill_size",
+        args.chunked_prefill_size,
+        chunk_for_memory(memory, args.page_size),
+        size,
+    )
+    max_bs = log.choose(
+        "cuda_graph_max_bs",
+        args.cuda_graph_max_bs or max(args.cuda_graph_bs or (), default=None),
+        graph_max_bs_for_memory(memory, args.tp_size),
+        size,
+    )
+    fraction = log.choose(
+        "mem_fraction_static",
+        args.mem_fraction_static,
+        memory_fraction(memory, chunk, max_bs, args.tp_size * args.pp_size),
+        size,
+    )
+    attention = _resolve_attention(args.attention_backend, device, log)
+    prefill = _phase_attention(args.prefill_attention_backend, attention)
+    decode = _phase_attention(args.decode_attention_backend, attention)
+    return ResolvedArgs(
+        model_path=args.model_path,
+        tokenizer_path=args.tokenizer_path or args.model_path,
+        served_model_name=args.served_model_name or args.model_path,
+        device=device,
+        random_seed=log.choose("random_seed", args.random_seed, facts.random_seed, "random"),
+        page_size=args.page_size,
+        chunked_prefill_size=chunk,
+        mem_fraction_static=fraction,
+        attention_backend=attention,
+        prefill_attention_backend=prefill,
+        decode_attention_backend=decode,
+        sampling_backend=log.choose(
+            "sampling_backend", args.sampling_backend, "pytorch", "always there"
+        ),
+        grammar_backend=args.grammar_backend,
+        disable_cuda_graph=_resolve_no_graphs(args.disable_cuda_graph, device, decode, log),
+        cuda_graph_max_bs=max_bs,
+        cuda_graph_bs=tuple(sorted(set(args.cuda_graph_bs or graph_batch_sizes(max_bs)))),
+        overlap_depth=_resolve_overlap(args.disable_overlap_schedule, device, log),
+        num_cpus=facts.num_cpus,
+        decisions=tuple(log.lines),
+    )
+
+
+class _Decisions:
+    """Collects one line per value that the user left open."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def choose(self, name: str, given: T | None, computed: T, reason: str) -> T:
+        if given is not None:
+            return given
+        self.note(f"{name}={computed} ({reason})")
+        return computed
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+# Rules, each a function of plain numbers
+
+
+def chunk_for_memory(memory_mib: int | None, page_size: int) -> int:
+    """Prefill chunk in tokens for a device of this memory, rounded down to whole pages (at least one)."""
+    if memory_mib is None:
+        chunk = 4096
+    elif memory_mib < 35 * GIB:
+        chunk = 2048
+    elif memory_mib < 60 * GIB:
+        chunk = 4096
+    elif memory_mib < 160 * GIB:
+        chunk = 8192
+    else:
+        chunk = 16384
+    return max(chunk // page_size, 1) * page_size
+
+
+def graph_max_bs_for_memory(memory_mib: int | None, tp_size: int) -> int:
+    """Largest batch worth capturing: several GPUs leave more memory per GPU for it."""
+    if memory_mib is None:
+        return 160
+    bands = ((20, 8, 8), (35, 24, 80), (60, 32, 160), (160, 256, 512))
+    for limit_gib, few_gpus, many_gpus in bands:
+        if memory_mib < limit_gib * GIB:
+            return few_gpus if tp_size < 4 else many_gpus
+    return 512
+
+
+def memory_fraction(
+    memory_mib: int | None, chunked_prefill_size: int, cuda_graph_max_bs: int, num_ranks: int
+) -> float:
+    """Share for weights and KV cache: what activations and graphs need is kept back."""
+    if memory_mib is None:
+        return _UNKNOWN_MEMORY_FRACTION
+    reserve = 512 + 1.5 * max(chunked_prefill_size, 2048) + 2 * cuda_graph_max_bs + 128 * num_ranks
+    if memory_mib > 60 * GIB:
+        reserve = max(reserve, 10 * GIB)
+    if reserve >= memory_mib:
+        raise ConfigError(
+            f"a device with {memory_mib} MiB is too small for --chunked-prefill-size "
+            f"{chunked_prefill_size} and --cuda-graph-max-bs {cuda_graph_max_bs}; "
+            "lower them or set --mem-fraction-static"
+        )
+    return round((memory_mib - reserve) / memory_mib, 3)
+
+
+def graph_batch_sizes(max_bs: int) -> list[int]:
+    """Captured batch sizes up to `max_bs`: dense where padding costs most."""
+    sizes = [1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 512, 16), *range(512, max_bs + 1, 32)]
+    return [size for size in sizes if size <= max_bs]
+
+
+def _resolve_attention(requested: str | None, device: str, log: _Decisions) -> str:
+    if requested == "intel_amx":
+        logger.warning(
+            "--attention-backend intel_amx is not implemented; torch_native takes its place"
+        )
+        return "torch_native"
+    return log.choose("attention_backend", requested, "torch_native", f"works on {device}")
+
+
+def _phase_attention(requested: str | None, attention: str) -> str:
+    if requested is None:
+        return attention
+    return "torch_native" if requested == "intel_amx" else requested
+
+
+def _resolve_no_graphs(disabled: bool, device: str, backend: str, log: _Decisions) -> bool:
+    if disabled:
+        return True
+    if device == "cpu" or backend in _NO_GRAPH_BACKENDS:
+        log.note(f"disable_cuda_graph=True (no graphs with {backend} on {device})")
+        return True
+    return False
+
+
+def _resolve_overlap(disabled: bool, device: str, log: _Decisions) -> int:
+    if disabled:
+        return 0
+    # On CPU the model and the scheduler share the cores: there is nothing to overlap with.
+    return log.choose("overlap_depth", None, 0 if device == "cpu" else 1, f"device {device}")
+
+
+def _memory_words(memory_mib: int | None) -> str:
+    return "device memory unknown" if memory_mib is None else f"device memory {memory_mib} MiB"
+
+
+def _num_cpus() -> int:
+    """Cores that this process may use, which a container may have narrowed."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _probe_cuda(requested: str, gpu_id: int) -> tuple[str, int | None]:
+    import torch  # late: the command line must answer without it
+
+    if not torch.cuda.is_available():
+        if requested == "cuda":
+            raise ConfigError("--device cuda: torch sees no GPU; use --device cpu or auto")
+        return "cpu", None
+    if gpu_id >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--base-gpu-id {gpu_id}: torch sees {torch.cuda.device_count()} GPU(s), counted from 0"
+        )
+    return "cuda", torch.cuda.get_device_properties(gpu_id).total_memory // 2**20
