@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 
+from sglang.srt.constrained.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import BatchTokenOutput, TokenizedGenerateReq
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
@@ -149,13 +150,17 @@ class World:
         self.postbox = Postbox()
         self.scheduler = Scheduler(
             SchedulerConfig(
-                context_len=width, eos_ids=frozenset({EOS}), depth=depth, max_queued=max_queued
+                context_len=width,
+                eos_ids=frozenset({EOS}),
+                vocab_size=VOCAB,
+                depth=depth,
+                max_queued=max_queued,
             ),
             planner,
             OutputProcessor(planner, checker, stream_interval),
             self.worker,
             self.postbox,
-            None,
+            GrammarManager(None, VOCAB, [EOS], "none"),
             SchedulerStats(MemoryUsage(0, 0), rows),
         )
         self.cache = cache
@@ -167,7 +172,11 @@ class World:
         sampling.normalize(None)
         self.postbox.inbox.append(
             TokenizedGenerateReq(
-                rid=rid, input_ids=prompt, sampling_params=sampling, stream=stream, extra_key=extra_key
+                rid=rid,
+                input_ids=prompt,
+                sampling_params=sampling,
+                stream=stream,
+                extra_key=extra_key,
             )
         )
 

@@ -101,7 +101,9 @@ def test_requests_arriving_together_share_their_prefix():
     prompt_tokens = world.worker.num_computed - 8  # one decode step each
     assert prompt_tokens <= 64 + 8 * 2 + 8
     outputs = world.outputs()
-    assert all(outputs[f"r{i}"][0] == expected_output(shared + [i, i + 1], 2, False) for i in range(8))
+    assert all(
+        outputs[f"r{i}"][0] == expected_output(shared + [i, i + 1], 2, False) for i in range(8)
+    )
 
 
 def test_queue_limit_refuses_with_503():

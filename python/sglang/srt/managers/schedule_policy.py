@@ -47,7 +47,9 @@ class WaitingQueue:
         """The requests to look at in this step, best first, by `fcfs` or `lpm` (longest cached prefix first)."""
         head = list(islice(self._by_rid.values(), MAX_CANDIDATES))
         if policy == "lpm" and len(head) > 1:
-            head.sort(key=lambda req: -cached_prefix_len(req, cache))  # stable: ties keep arrival order
+            head.sort(
+                key=lambda req: -cached_prefix_len(req, cache)
+            )  # stable: ties keep arrival order
         return head
 
 

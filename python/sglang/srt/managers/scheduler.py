@@ -14,7 +14,10 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from sglang.srt.constrained.grammar_manager import GrammarManager
+import numpy as np
+
+from sglang.srt.constrained.base import mask_words
+from sglang.srt.constrained.grammar_manager import GrammarFuture, GrammarManager
 from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -31,6 +34,8 @@ from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_plan import StepPlan, StepResult
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +69,7 @@ class SchedulerConfig:
 
     context_len: int
     eos_ids: frozenset[int]
+    vocab_size: int
     depth: int = 0
     max_queued: int | None = None
     decode_log_interval: int = 40
@@ -80,7 +86,7 @@ class Scheduler:
         processor: OutputProcessor,
         worker: Worker,
         mailbox: Mailbox,
-        grammars: GrammarManager | None,
+        grammars: GrammarManager,
         stats: SchedulerStats,
     ) -> None:
         self.config = config
@@ -93,7 +99,9 @@ class Scheduler:
         self.stats = stats
         self.in_flight: deque[tuple[PlannedStep, Launched]] = deque()
         self.by_rid: dict[str, Req] = {}
-        self.compiling: dict[str, tuple[Req, Any]] = {}  # requests whose grammar is being compiled
+        self.compiling: dict[
+            str, tuple[Req, GrammarFuture]
+        ] = {}  # requests whose grammar is being compiled
         self._stopping = False
         self._steps = 0
         self._audited = False
@@ -142,7 +150,9 @@ class Scheduler:
         if planned is None and planner.num_with_rows and self.in_flight:
             self._drain()
             planned = planner.plan()
-        if planned is None and len(planner.prefilling) > 1:  # several half-computed prompts block each other
+        if (
+            planned is None and len(planner.prefilling) > 1
+        ):  # several half-computed prompts block each other
             self._report_retraction([planner.prefilling[-1]])
             planner.retract_one(planner.prefilling[-1])
             planned = planner.plan()
@@ -182,7 +192,9 @@ class Scheduler:
     def _add_grammar_masks(self, planned: PlannedStep) -> None:
         for req, work in zip(planned.reqs, planned.plan.works, strict=True):
             if req.grammar is not None and work.sample:
-                planned.plan.grammar_masks[work.row] = self.grammars.mask(req.grammar)
+                mask = np.zeros(mask_words(self.config.vocab_size), np.int32)
+                req.grammar.fill_mask(mask)
+                planned.plan.grammar_masks[work.row] = mask.tobytes()
 
     def _drain(self) -> None:
         while self.in_flight:
@@ -267,28 +279,29 @@ class Scheduler:
         return len(self.planner.waiting) + len(self.compiling)
 
     def _refuse(self, req: Req, message: str, status: int) -> None:
-        kind = {400: "BadRequestError", 503: "ServiceUnavailable"}.get(status, "InternalServerError")
+        kind = {400: "BadRequestError", 503: "ServiceUnavailable"}.get(
+            status, "InternalServerError"
+        )
         reason = FinishReason(type="abort", message=message, status_code=status, err_type=kind)
         self.processor.finish_waiting(req, reason)
 
     def _compile(self, req: Req) -> None:
-        if self.grammars is None:
-            self._refuse(
-                req, "structured output is off: the server runs with --grammar-backend none", 400
-            )
-            return
-        self.compiling[req.rid] = (req, self.grammars.submit(req.sampling_params))
+        kind, text = grammar_of(req.sampling_params)
+        self.compiling[req.rid] = (req, self.grammars.submit(kind, text))
 
     def _admit_compiled(self) -> None:
-        for rid, (req, pending) in list(self.compiling.items()):
-            if not pending.done():
-                continue
-            del self.compiling[rid]
-            error = pending.error()
-            if error is not None:
-                self._refuse(req, error, 400)
+        """Take over grammars that became ready; an invalid one ends its request only."""
+        if not self.compiling:
+            return
+        self.grammars.poll()
+        ready = [(req, future) for req, future in self.compiling.values() if future.done]
+        for req, future in ready:
+            del self.compiling[req.rid]
+            try:
+                req.grammar = future.matcher()
+            except RequestError as error:
+                self._refuse(req, str(error), error.status_code)
             else:
-                req.grammar = pending.matcher()
                 self.planner.add(req)
 
     # --- endings from outside
@@ -347,6 +360,17 @@ class Scheduler:
         self.cache.flush()
         logger.info("Cache flushed")
         return FlushCacheReply(call_id=message.call_id, success=True)
+
+
+def grammar_of(params: SamplingParams) -> tuple[str, str]:
+    """(kind, text) of the one constraint that `params` holds."""
+    choices = {
+        "json": params.json_schema,
+        "regex": params.regex,
+        "ebnf": params.ebnf,
+        "structural_tag": params.structural_tag,
+    }
+    return next((kind, text) for kind, text in choices.items() if text is not None)
 
 
 def _timeout(state: str, limit: float) -> FinishReason:

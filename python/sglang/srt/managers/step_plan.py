@@ -57,7 +57,9 @@ class RowWork(msgspec.Struct, kw_only=True):
     start: int
     num_tokens: int
     token_ids: list[int] | None  # None: decode; the id is in the row's future-token buffer
-    prefix_slots: bytes | None  # int32 slots of positions < start, when the row's table is (re)written
+    prefix_slots: (
+        bytes | None
+    )  # int32 slots of positions < start, when the row's table is (re)written
     new_slots: bytes  # int32 slots of the new positions
     sample: bool  # a next token is wanted
     num_outputs: int = 0  # tokens produced so far: position in the seed's stream, min_new_tokens

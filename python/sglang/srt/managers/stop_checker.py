@@ -182,7 +182,9 @@ class _DecodedTail:
                 remaining = max(deadline - time.monotonic(), 1e-3)
                 match = compiled.search(self._text, pos=int(self._is_cut), timeout=remaining)
             except TimeoutError:
-                return _refusal(f"stop_regex={pattern[:80]!r} takes too long to search; simplify it")
+                return _refusal(
+                    f"stop_regex={pattern[:80]!r} takes too long to search; simplify it"
+                )
             except (regex.error, RecursionError, OverflowError) as error:
                 return _refusal(f"stop_regex={pattern[:80]!r} is not supported: {error}")
             if match is not None:

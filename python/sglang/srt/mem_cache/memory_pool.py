@@ -6,9 +6,11 @@ tensors. Legend: T tokens in the batch, R rows, K local kv heads, d head dim.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -172,10 +174,8 @@ class MHATokenToKVPool(KVPool):
         return sum(buffer.nbytes for buffer in (*self.k_buffer, *self.v_buffer))
 
     def _make_buffer(self, dim: int) -> torch.Tensor:
-        # Zeroed memory is committed on first touch on a CPU, so an unused pool costs nothing,
-        # and the padding page never holds a NaN that masking could not hide.
-        shape = (self.size, self.head_num, dim)
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        # Zeroed, so that the padding page never holds a NaN that masking could not hide.
+        return lazy_zeros((self.size, self.head_num, dim), self.dtype, self.device)
 
 
 class ReqToTokenPool:
@@ -190,9 +190,19 @@ class ReqToTokenPool:
         self.size = size
         self.max_context_len = max_context_len
         self.device = torch.device(device)
-        self.req_to_token = torch.zeros(
-            (size, max_context_len), dtype=torch.int32, device=self.device
-        )  # [R, max_context_len]
+        # [R, max_context_len]
+        self.req_to_token = lazy_zeros((size, max_context_len), torch.int32, self.device)
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU the memory is committed by the system when it is first touched, so an unused part costs nothing.
+
+    (`torch.zeros` writes every page on a CPU.)
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -1,0 +1,228 @@
+"""What the engine knows about a model before any weight is read.
+
+Built in the front process too, so construction reads JSON only: `hf_config` (a transformers object, which
+imports torch) and `torch_dtype` are computed when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
+from sglang.srt.configs.hf_config import ATTENTION_LAYER_TYPES, ModelFacts, read_facts
+from sglang.srt.environ import envs
+from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.hf_transformers_utils import (
+    apply_overrides,
+    get_config,
+    get_generation_config,
+    read_config_dict,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {
+    "auto": None,
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+MODEL_IMPLS = ("auto", "sglang", "transformers")
+
+# Architectures that never generate; every other one does unless the server runs with --is-embedding.
+_NON_GENERATION_ARCHS = frozenset(
+    {
+        "LlamaEmbeddingModel",
+        "MistralModel",
+        "LlamaForSequenceClassification",
+        "LlamaForSequenceClassificationWithNormal_Weights",
+        "InternLM2ForRewardModel",
+        "Qwen2ForRewardModel",
+        "Qwen3ForRewardModel",
+        "Qwen2ForSequenceClassification",
+        "Qwen3ForSequenceClassification",
+        "CLIPModel",
+        "BertModel",
+        "Contriever",
+        "BertForSequenceClassification",
+        "XLMRobertaModel",
+        "XLMRobertaForSequenceClassification",
+        "Gemma2ForSequenceClassification",
+    }
+)
+
+
+class ModelConfig:
+    """A model path with its flags, resolved.
+
+    Raises ConfigError for a path that is not a model, a config that cannot be served (quantized, unknown
+    rotary embedding), an unknown dtype, and a `context_length` above what the model was made for.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        context_length: int | None = None,
+        dtype: str = "auto",
+        model_override_args: str = "{}",
+        is_embedding: bool | None = None,
+        enable_multimodal: bool | None = None,
+        model_impl: str = "auto",
+    ) -> None:
+        self.model_path = model_path
+        self.trust_remote_code = trust_remote_code
+        self.revision = revision
+        self.dtype = _checked_choice("dtype", dtype, tuple(_DTYPES))
+        self.model_impl = _checked_choice("model_impl", model_impl, MODEL_IMPLS)
+        self.enable_multimodal = enable_multimodal
+        self.overrides = _parse_overrides(model_override_args)
+
+        self.config_dict = apply_overrides(read_config_dict(model_path, revision), self.overrides)
+        self.architectures = _read_architectures(model_path, self.config_dict)
+        facts = self._early_facts()
+        _refuse_quantization(model_path, facts)
+        self.vocab_size = facts.vocab_size
+        self.derived_context_len = facts.derived_context_len
+        self.context_len = _resolve_context_len(context_length, facts.derived_context_len)
+        self.is_generation = is_generation_model(self.architectures, bool(is_embedding))
+        self.hf_eos_token_id = self._read_eos_token_ids(facts)
+
+    @functools.cached_property
+    def hf_config(self) -> Any:
+        """The transformers config object that models are constructed with. Imports transformers."""
+        config = get_config(self.model_path, self.trust_remote_code, self.revision, self.overrides)
+        config.architectures = list(self.architectures)
+        if self.context_len > self.derived_context_len:
+            _lengthen_positions(config, self.context_len)
+        return config
+
+    @functools.cached_property
+    def facts(self) -> ModelFacts:
+        """Facts with the config class's own defaults filled in. Imports transformers."""
+        return read_facts(self.hf_config)
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return sum(kind in ATTENTION_LAYER_TYPES for kind in self.facts.layer_types)
+
+    def get_num_kv_heads(self, tp_size: int) -> int:
+        """KV heads of one tensor-parallel rank; at least one, replicated when there are fewer than ranks."""
+        return max(1, self.facts.num_key_value_heads // tp_size)
+
+    def get_num_attention_heads(self, tp_size: int) -> int:
+        """Query heads of one rank. Raises ConfigError when they do not divide."""
+        heads = self.facts.num_attention_heads
+        if heads % tp_size:
+            raise ConfigError(
+                f"tp_size={tp_size} does not divide the model's {heads} attention heads; "
+                f"use a divisor of {heads}"
+            )
+        return heads // tp_size
+
+    def torch_dtype(self, device_type: str) -> torch.dtype:
+        """The dtype to run in. "auto" is the checkpoint's, except float32 on an accelerator: bfloat16."""
+        import torch
+
+        name = _DTYPES[self.dtype]
+        if name is None:
+            name = self.facts.dtype or "float32"
+            if name == "float32" and device_type != "cpu":
+                logger.info(
+                    "The checkpoint is float32; running in bfloat16 (--dtype float32 keeps it)"
+                )
+                name = "bfloat16"
+        return getattr(torch, name)
+
+    def _early_facts(self) -> ModelFacts:
+        """Facts from the JSON alone; through the config class when the file relies on its defaults."""
+        written = self.config_dict.get("text_config") or self.config_dict
+        if {"hidden_size", "vocab_size", "max_position_embeddings"} <= written.keys():
+            return read_facts(self.config_dict)
+        return self.facts
+
+    def _read_eos_token_ids(self, facts: ModelFacts) -> set[int]:
+        """Every id that ends a generation: the config's and the generation config's."""
+        extra = get_generation_config(self.model_path, self.revision).get("eos_token_id")
+        listed = extra if isinstance(extra, list) else [] if extra is None else [extra]
+        return {*facts.eos_token_ids, *map(int, listed)}
+
+
+def is_generation_model(architectures: Iterable[str], is_embedding: bool) -> bool:
+    """Whether the server generates text (else it embeds, classifies or scores)."""
+    return not is_embedding and not any(name in _NON_GENERATION_ARCHS for name in architectures)
+
+
+def _checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not supported; allowed: {', '.join(allowed)}")
+    return value
+
+
+def _parse_overrides(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"json_model_override_args={text!r} is not valid JSON: {error}"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"json_model_override_args={text!r} must be a JSON object")
+    return value
+
+
+def _read_architectures(model_path: str, config_dict: dict[str, Any]) -> tuple[str, ...]:
+    names = config_dict.get("architectures")
+    if not names:
+        raise ConfigError(
+            f"the config.json of {model_path!r} names no architectures; add "
+            '"architectures": ["<class name>"] or pass it with --json-model-override-args'
+        )
+    return tuple(ARCHITECTURE_ALIASES.get(name, name) for name in names)
+
+
+def _refuse_quantization(model_path: str, facts: ModelFacts) -> None:
+    if facts.quantization:
+        method = facts.quantization.get("quant_method", "unknown")
+        raise ConfigError(
+            f"model {model_path!r} is quantized (quantization_config.quant_method={method!r}), which is "
+            "not supported yet; use an unquantized checkpoint"
+        )
+
+
+def _lengthen_positions(config: Any, context_len: int) -> None:
+    """Let rotary tables reach a longer context than the model was made for.
+
+    Not where the frequencies themselves are derived from the model's length.
+    """
+    rope = read_facts(config).rope
+    if rope is not None and rope.kind not in ("dynamic", "longrope"):
+        config.get_text_config().max_position_embeddings = context_len
+
+
+def _resolve_context_len(asked: int | None, derived: int) -> int:
+    """The user's length when it fits the model, else an error or, by environment variable, a warning."""
+    if asked is None:
+        return derived
+    if asked < 1:
+        raise ConfigError(f"context_length={asked} must be at least 1")
+    if asked <= derived:
+        return asked
+    if not envs.SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN.get():
+        raise ConfigError(
+            f"context_length={asked} is longer than the {derived} tokens the model was made for; lower it, "
+            "or set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 if you know that the model can"
+        )
+    logger.warning("context_length=%d is longer than the model's %d tokens", asked, derived)
+    return asked

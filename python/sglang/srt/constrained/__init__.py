@@ -1,0 +1,1 @@
+"""Structured output: grammars compiled apart from the scheduler, matchers that follow a request."""

@@ -1,0 +1,105 @@
+"""`GroupCoordinator`: one group of ranks and the collectives over it.
+
+With a single rank every collective is the identity and no process group exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class GroupCoordinator:
+    """Ranks that work together on one thing (tensor slices, pipeline stages, experts).
+
+    `ranks` are global ranks in group order. `device_group` moves tensors (nccl or gloo),
+    `cpu_group` moves host objects; both are None for a single rank. Collectives expect every rank
+    of the group to take part.
+    """
+
+    def __init__(
+        self,
+        ranks: list[int],
+        rank: int,
+        unique_name: str,
+        device_group: dist.ProcessGroup | None = None,
+        cpu_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        assert len(ranks) == 1 or device_group is not None, "several ranks need a process group"
+        self.ranks = ranks
+        self.rank = rank
+        self.unique_name = unique_name
+        self.device_group = device_group
+        self.cpu_group = cpu_group
+        self.world_size = len(ranks)
+        self.rank_in_group = ranks.index(rank)
+        self.first_rank, self.last_rank = ranks[0], ranks[-1]
+        self.is_first_rank = rank == ranks[0]
+        self.is_last_rank = rank == ranks[-1]
+        self.next_rank = ranks[(self.rank_in_group + 1) % self.world_size]
+        self.prev_rank = ranks[(self.rank_in_group - 1) % self.world_size]
+
+    def all_reduce(self, input_: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks. May overwrite `input_`; use the returned tensor."""
+        if self.world_size == 1:
+            return input_
+        input_ = input_.contiguous()
+        dist.all_reduce(input_, group=self.device_group)
+        return input_
+
+    def all_gather(self, input_: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """Concatenate the equally shaped tensors of all ranks along `dim`, in group order."""
+        if self.world_size == 1:
+            return input_
+        dim = dim % input_.dim()
+        input_ = input_.contiguous()
+        shape = list(input_.shape)
+        stacked = input_.new_empty([self.world_size * shape[0], *shape[1:]])
+        dist.all_gather_into_tensor(stacked, input_, group=self.device_group)
+        if dim == 0:
+            return stacked
+        shape[dim] *= self.world_size
+        parts = stacked.view(self.world_size, *input_.shape)
+        return parts.movedim(0, dim).reshape(shape)
+
+    def reduce_scatter(self, input_: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks and keep this rank's equal part of dimension 0."""
+        if self.world_size == 1:
+            return input_
+        summed = self.all_reduce(input_.clone())
+        return summed.chunk(self.world_size, dim=0)[self.rank_in_group]
+
+    def broadcast(self, input_: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """Overwrite `input_` with the tensor of rank `src` (an index in the group)."""
+        if self.world_size > 1:
+            dist.broadcast(input_, src=self.ranks[src], group=self.device_group)
+        return input_
+
+    def send(self, tensor: torch.Tensor, dst: int | None = None) -> None:
+        """Send to rank `dst` of the group; default the next one."""
+        target = self.next_rank if dst is None else self.ranks[dst]
+        dist.send(tensor.contiguous(), target, group=self.device_group)
+
+    def recv(
+        self, size: torch.Size, dtype: torch.dtype, src: int | None = None, device: Any = None
+    ) -> torch.Tensor:
+        """Receive a tensor of known shape from rank `src` of the group; default the previous
+        one."""
+        tensor = torch.empty(size, dtype=dtype, device=device)
+        source = self.prev_rank if src is None else self.ranks[src]
+        dist.recv(tensor, source, group=self.device_group)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait until every rank of the group is here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.cpu_group)
+
+    def destroy(self) -> None:
+        """Give the process groups back to torch."""
+        for group in (self.device_group, self.cpu_group):
+            if group is not None:
+                dist.destroy_process_group(group)
+        self.device_group = self.cpu_group = None

@@ -1,0 +1,122 @@
+"""Brings up everything behind an entry point: sockets, scheduler processes, tokenizer manager.
+
+The scheduler starts first; the front imports its own half and loads the tokenizer while the scheduler loads the model.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import multiprocessing.util  # noqa: F401  (its exit function joins children: registered before ours, it runs after it)
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.entrypoints.scheduler_processes import (
+    SchedulerProcesses,
+    SchedulerTarget,
+    leave_if_imported_by_worker,
+)
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.scheduler_client import SchedulerClient
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+
+@dataclasses.dataclass
+class Front:
+    """A running engine, seen from the front. Owns its processes and socket folder until `close`."""
+
+    tokenizer_manager: TokenizerManager
+    scheduler_info: dict[str, Any]
+    _processes: SchedulerProcesses
+    _ports: PortArgs
+
+    @property
+    def scheduler_pids(self) -> list[int]:
+        return self._processes.pids
+
+    def close(self) -> None:
+        """End the processes and remove the sockets; safe to call twice."""
+        atexit.unregister(self.close)
+        self._processes.mark_leaving()
+        self.tokenizer_manager.close()
+        self._processes.stop()
+        self._ports.cleanup()
+
+
+def launch_front(
+    server_args: ServerArgs,
+    *,
+    on_scheduler_death: Callable[[str], None] | None = None,
+    scheduler_target: SchedulerTarget | None = None,
+    manager_class: Callable[..., TokenizerManager] | None = None,
+) -> Front:
+    """Start an engine and block until its model is loaded.
+
+    Args:
+        on_scheduler_death: called with the reason, in a thread, when a scheduler process ends unasked; every waiting call has
+            been told by then. A server must end with a non-zero code.
+        scheduler_target: what the scheduler processes run; a module-level function.
+        manager_class: replaces `TokenizerManager`.
+
+    Raises RuntimeError with the scheduler's reason when it cannot start, ConfigError for a tokenizer that cannot be loaded.
+    """
+    leave_if_imported_by_worker()
+    from sglang.srt.managers.scheduler_client import SchedulerClient
+    from sglang.srt.server_args import PortArgs
+
+    ports = PortArgs.init_new(server_args)
+    client = SchedulerClient(ports.scheduler_input_ipc_name, ports.tokenizer_ipc_name)
+    processes = None
+    try:
+        processes = SchedulerProcesses(server_args, ports, scheduler_target)
+        manager, info = _build_manager(server_args, client, processes, manager_class)
+    except BaseException:  # also a keyboard interrupt must not leave processes behind
+        if processes is not None:
+            processes.kill()
+        client.close()
+        ports.cleanup()
+        raise
+
+    def on_death(reason: str) -> None:
+        client.fail(reason)
+        if on_scheduler_death is not None:
+            on_scheduler_death(reason)
+
+    processes.watch(on_death)
+    front = Front(manager, info, processes, ports)
+    atexit.register(front.close)
+    return front
+
+
+def _build_manager(
+    server_args: ServerArgs,
+    client: SchedulerClient,
+    processes: SchedulerProcesses,
+    manager_class: Callable[..., TokenizerManager] | None,
+) -> tuple[TokenizerManager, dict[str, Any]]:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    tokenizer = None if server_args.skip_tokenizer_init else _load_tokenizer(server_args)
+    model_config = _read_model_config(server_args)
+    info = client.wait_ready(processes.check_alive)
+    build = manager_class or TokenizerManager
+    return build(server_args, client, info, tokenizer, model_config), info
+
+
+def _load_tokenizer(server_args: ServerArgs) -> Any:
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    return get_tokenizer(
+        server_args.tokenizer_path or server_args.model_path,
+        tokenizer_mode=server_args.tokenizer_mode,
+        trust_remote_code=server_args.trust_remote_code,
+        tokenizer_revision=server_args.revision,
+    )
+
+
+def _read_model_config(server_args: ServerArgs) -> Mapping[str, Any]:
+    from sglang.srt.utils.hf_transformers_utils import read_config_dict
+
+    return read_config_dict(server_args.model_path, server_args.revision)

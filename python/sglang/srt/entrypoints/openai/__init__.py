@@ -1,0 +1,1 @@
+"""The OpenAI-compatible routes: protocol, chat template and one handler per route."""

@@ -1,0 +1,1 @@
+"""Attention backends: one object per server computes attention over the cache."""

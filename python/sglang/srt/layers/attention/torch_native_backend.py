@@ -1,0 +1,431 @@
+"""Attention in plain torch: the oracle of every other backend, and the backend of a CPU.
+
+Per request: gather its keys and values from the pool by the row table, then `attend`. Requests are
+handled one after the other, so that gathered keys are still in the processor's cache when they are
+used; short decodes are padded into one call instead. Legend: T tokens, B requests, H query heads, K
+kv heads, d head dim, n new tokens of a request, m its keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+# Decodes of at most so many tokens each share one padded call.
+_MAX_PADDED_LEN = 192
+# Query rows per call where a mask is needed; bounds the mask.
+_MASKED_ROWS = 1024
+# Masks of at most so many elements are kept for the other layers of the step.
+_MAX_KEPT_MASK = 1 << 22
+
+# Slots of the pool: a slice where they are consecutive (read without a copy), else int32 [m].
+Slots = slice | torch.Tensor
+
+
+@dataclass
+class RequestSpan:
+    """One request of a step. Positions count the request's own tokens, without encoder tokens."""
+
+    row: int  # first row of T
+    num_new: int
+    prefix_len: int
+    slots: Slots  # of positions 0 .. prefix_len + num_new - 1
+    encoder_slots: Slots | None = None
+    bidirectional: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def seq_len(self) -> int:
+        return self.prefix_len + self.num_new
+
+
+@dataclass
+class PaddedDecode:
+    """All requests of a short decode in one rectangle. `slots` int32 [B * m], `visible` bool [B, 1,
+    m]."""
+
+    slots: torch.Tensor
+    lens: torch.Tensor  # int64 [B, 1]
+    positions: torch.Tensor  # int64 [1, m]
+    visible: dict[int, torch.Tensor] = field(default_factory=dict)  # by window
+
+
+@dataclass
+class StepMetadata:
+    """What the layers of one step share."""
+
+    spans: list[RequestSpan]
+    padded: PaddedDecode | None = None
+    masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+
+class TorchNativeAttnBackend(AttentionBackend):
+    """See the module docstring. Supports windows, logit caps, sinks, cross-attention and shared
+    caches.
+
+    `attention_chunk_size`: width of the chunks of layers with `use_irope`.
+    """
+
+    def __init__(self, attention_chunk_size: int | None = None) -> None:
+        self.attention_chunk_size = attention_chunk_size
+        self.forward_metadata: StepMetadata | None = None
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Read the slots of every request from the row table. No device synchronisation on a
+        GPU."""
+        if forward_batch.forward_mode.is_idle() or forward_batch.batch_size == 0:
+            self.forward_metadata = StepMetadata([])
+            return
+        if forward_batch.forward_mode.is_decode() and self.attention_chunk_size is None:
+            padded = _build_padded(forward_batch)
+            if padded is not None:
+                self.forward_metadata = StepMetadata([], padded)
+                return
+        self.forward_metadata = StepMetadata(_build_spans(forward_batch))
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        q, k, options = self._prepare(q, k, layer, kwargs)
+        metadata = self._metadata()
+        padded = metadata.padded
+        if padded is None:
+            return self._forward_spans(q, k, v, layer, forward_batch, save_kv_cache, options)
+        if k is not None and v is not None and save_kv_cache:
+            _save(k, v, layer, forward_batch)
+        keys, values = _buffers(layer, forward_batch)
+        num_requests, shape = q.shape[0], (q.shape[0], -1)
+        visible = _padded_mask(padded, layer.sliding_window_size)
+        out = attend(
+            q.unsqueeze(1),
+            keys.index_select(0, padded.slots).view(*shape, *keys.shape[1:]).to(q.dtype),
+            values.index_select(0, padded.slots).view(*shape, *values.shape[1:]).to(q.dtype),
+            options,
+            mask=visible,
+        )
+        return out.reshape(num_requests, -1)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        q, k, options = self._prepare(q, k, layer, kwargs)
+        return self._forward_spans(q, k, v, layer, forward_batch, save_kv_cache, options)
+
+    def _prepare(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        layer: RadixAttention,
+        kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, AttendOptions]:
+        """q as [T, H, d], with the parts of split rotary heads joined; refuses what is not
+        implemented."""
+        sinks = kwargs.pop("sinks", None)
+        q_rope, k_rope = kwargs.pop("q_rope", None), kwargs.pop("k_rope", None)
+        unknown = [name for name, value in kwargs.items() if value is not None]
+        if unknown:
+            raise ValueError(f"the torch_native attention backend does not support {unknown}")
+        if layer.xai_temperature_len > 0:
+            raise ValueError("the torch_native attention backend has no xai_temperature_len")
+        if layer.use_irope and self.attention_chunk_size is None:
+            raise ValueError("use_irope needs attention_chunk_size in the model config")
+        if q_rope is not None:
+            q = torch.cat([q.view(len(q), layer.tp_q_head_num, -1), _heads_of(q_rope, layer)], -1)
+        if k_rope is not None and k is not None:
+            k = torch.cat([k, k_rope.view(len(k), layer.tp_k_head_num, -1)], dim=-1)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        return q, k, AttendOptions(layer.scaling, layer.logit_cap or 0.0, sinks)
+
+    def _forward_spans(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool,
+        options: AttendOptions,
+    ) -> torch.Tensor:
+        """One request after the other. q [T, H, d] -> [T, H * d_v]."""
+        if k is not None and v is not None and save_kv_cache:
+            _save(k, v, layer, forward_batch)
+        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+        metadata = self._metadata()
+        call = _LayerCall(self, metadata, layer, forward_batch, options)
+        for span in metadata.spans:
+            rows = slice(span.row, span.row + span.num_new)
+            fresh_k = None if k is None or layer.is_cross_attention else k[rows]
+            fresh_v = None if v is None or layer.is_cross_attention else v[rows]
+            call.attend_span(span, q[rows], fresh_k, fresh_v, out[rows])
+        return out.flatten(1)
+
+    def _metadata(self) -> StepMetadata:
+        assert self.forward_metadata is not None, "init_forward_metadata was not called"
+        return self.forward_metadata
+
+
+class _LayerCall:
+    """One layer's attention in one step."""
+
+    def __init__(
+        self,
+        backend: TorchNativeAttnBackend,
+        metadata: StepMetadata,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        options: AttendOptions,
+    ) -> None:
+        self.metadata = metadata
+        self.layer = layer
+        self.forward_batch = forward_batch
+        self.options = options
+        self.window = layer.sliding_window_size or -1
+        self.chunk = backend.attention_chunk_size if layer.use_irope else None
+
+    def attend_span(
+        self,
+        span: RequestSpan,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """q [n, H, d] and fresh k, v [n, K, d] of one request; writes out [n, H, d_v]."""
+        if self.layer.is_cross_attention:
+            self._attend_encoder(span, q, out)
+        elif self.layer.attn_type == AttentionType.ENCODER_ONLY:
+            keys, values = (k, v) if k is not None else self._gather(span.slots, 0, span.seq_len, q)
+            self._write(out, q, keys, values)
+        elif span.num_new == 1 and not self._bidirectional(span):
+            first = self._first_visible(span.prefix_len)
+            self._write(out, q, *self._gather(span.slots, first, span.seq_len, q))
+        elif self._sees_only_fresh(span, k):
+            self._write(out, q, k, v, is_causal=True)
+        else:
+            self._attend_masked(span, q, k, v, out)
+
+    def _sees_only_fresh(self, span: RequestSpan, k: torch.Tensor | None) -> bool:
+        """A whole prompt within one window: plain causal attention over the tensors at hand."""
+        fits_window = self.window <= 0 or span.seq_len <= self.window + 1
+        fits_chunk = self.chunk is None or span.seq_len <= self.chunk
+        has_all = k is not None and span.prefix_len == 0
+        return has_all and fits_window and fits_chunk and not self._bidirectional(span)
+
+    def _attend_encoder(self, span: RequestSpan, q: torch.Tensor, out: torch.Tensor) -> None:
+        slots = span.encoder_slots
+        length = 0 if slots is None else _num_slots(slots)
+        if slots is None or length == 0:
+            out.zero_()  # a request without encoder tokens
+            return
+        self._write(out, q, *self._gather(slots, 0, length, q))
+
+    def _attend_masked(
+        self,
+        span: RequestSpan,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Blocks of query rows, each over the keys that some row of it sees."""
+        if k is not None and v is not None and span.prefix_len == 0:
+            keys, values, offset = k, v, 0
+        else:
+            offset = self._first_key(span, 0)
+            keys, values = self._gather(span.slots, offset, span.seq_len, q)
+        for start in range(0, span.num_new, _MASKED_ROWS):
+            end = min(start + _MASKED_ROWS, span.num_new)
+            low = self._first_key(span, start)
+            spans = self._bidirectional(span)
+            high = span.seq_len if spans else span.prefix_len + end
+            mask = self._mask(span, start, end, low, high)
+            part = slice(low - offset, high - offset)
+            self._write(out[start:end], q[start:end], keys[part], values[part], mask=mask)
+
+    def _first_key(self, span: RequestSpan, row: int) -> int:
+        """The first key position that query row `row` or a later one of the request may see."""
+        first = self._first_visible(span.prefix_len + row)
+        starts = [start for start, _ in self._bidirectional(span)]
+        return min([first, *starts])
+
+    def _first_visible(self, position: int) -> int:
+        """The first key position that a query at `position` sees."""
+        first = 0
+        if self.window > 0:
+            first = max(first, position - self.window)
+        if self.chunk is not None:
+            first = max(first, position // self.chunk * self.chunk)
+        return first
+
+    def _bidirectional(self, span: RequestSpan) -> list[tuple[int, int]]:
+        if self.layer.attn_type != AttentionType.DECODER_BIDIRECTIONAL:
+            return []
+        return span.bidirectional
+
+    def _mask(self, span: RequestSpan, start: int, end: int, low: int, high: int) -> torch.Tensor:
+        """Visibility [1, rows, keys] of keys low .. high for query rows start .. end."""
+        spans = self._bidirectional(span)
+        key = (span.row, start, low, high, self.window, self.chunk or 0, len(spans))
+        if key in self.metadata.masks:
+            return self.metadata.masks[key]
+        device = self.forward_batch.seq_lens.device
+        query = torch.arange(span.prefix_len + start, span.prefix_len + end, device=device)[:, None]
+        keys = torch.arange(low, high, device=device)[None, :]
+        visible = keys <= query
+        if self.window > 0:
+            visible &= keys >= query - self.window
+        if self.chunk is not None:
+            visible &= keys >= query // self.chunk * self.chunk
+        for first, last in spans:
+            visible |= ((query >= first) & (query < last)) & ((keys >= first) & (keys < last))
+        visible = visible.unsqueeze(0)
+        if visible.numel() <= _MAX_KEPT_MASK:
+            self.metadata.masks[key] = visible
+        return visible
+
+    def _gather(
+        self, slots: Slots, start: int, end: int, q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [m, K, d] and values [m, K, d_v] of the positions start .. end, in the dtype of
+        q."""
+        keys, values = _buffers(self.layer, self.forward_batch)
+        if isinstance(slots, slice):
+            part = slice(slots.start + start, slots.start + end)
+            return keys[part].to(q.dtype), values[part].to(q.dtype)
+        part = slots[start:end]
+        return keys.index_select(0, part).to(q.dtype), values.index_select(0, part).to(q.dtype)
+
+    def _write(
+        self,
+        out: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        mask: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        assert k is not None and v is not None, "keys and values come together"
+        out.copy_(attend(q[None], k[None], v[None], self.options, mask, is_causal)[0])
+
+
+def _build_spans(batch: ForwardBatch) -> list[RequestSpan]:
+    assert batch.seq_lens_cpu is not None and batch.req_pool_indices is not None
+    seq_lens: list[int] = batch.seq_lens_cpu.tolist()
+    if batch.forward_mode.is_decode():
+        new_lens = [1] * len(seq_lens)
+    else:
+        assert batch.extend_seq_lens_cpu is not None, "an extend needs extend_seq_lens_cpu"
+        new_lens = batch.extend_seq_lens_cpu
+    encoder_lens = batch.encoder_lens_cpu or [0] * len(seq_lens)
+    longest = max(e + s for e, s in zip(encoder_lens, seq_lens, strict=True))
+    table = _read_table(batch, longest)
+    spans, row = [], 0
+    for i, (seq_len, num_new, encoder_len) in enumerate(
+        zip(seq_lens, new_lens, encoder_lens, strict=True)
+    ):
+        span = RequestSpan(
+            row,
+            num_new,
+            seq_len - num_new,
+            _compact(table[i, encoder_len : encoder_len + seq_len]),
+            _compact(table[i, :encoder_len]) if encoder_len else None,
+        )
+        if batch.bidirectional_spans is not None:
+            span.bidirectional = batch.bidirectional_spans[i]
+        spans.append(span)
+        row += num_new
+    return spans
+
+
+def _read_table(batch: ForwardBatch, longest: int) -> torch.Tensor:
+    """Slots int32 [B, longest]; none for a model that keeps no cache."""
+    if batch.req_to_token_pool is None:
+        return torch.empty(batch.batch_size, 0, dtype=torch.int32)
+    return batch.req_to_token_pool.req_to_token[batch.req_pool_indices, :longest]
+
+
+def _compact(slots: torch.Tensor) -> Slots:
+    """A slice when the slots are consecutive. Only asked on the host, where looking costs
+    nothing."""
+    length = slots.shape[0]
+    if slots.device.type != "cpu" or length == 0:
+        return slots
+    first = int(slots[0])
+    if int(slots[-1]) - first != length - 1:
+        return slots
+    is_run = bool((slots[1:] - slots[:-1] == 1).all())
+    return slice(first, first + length) if is_run else slots
+
+
+def _num_slots(slots: Slots) -> int:
+    return slots.stop - slots.start if isinstance(slots, slice) else slots.shape[0]
+
+
+def _build_padded(batch: ForwardBatch) -> PaddedDecode | None:
+    """The rectangle of a decode, if all requests are short and alike."""
+    lens: list[int] = batch.seq_lens_cpu.tolist()
+    longest = max(lens)
+    is_alike = 2 * sum(lens) >= longest * len(lens)
+    is_short = len(lens) > 1 and longest <= _MAX_PADDED_LEN
+    if not (is_alike and is_short) or batch.encoder_lens_cpu is not None:
+        return None
+    table = _read_table(batch, longest)
+    positions = torch.arange(longest, device=table.device)[None]
+    seq_lens = batch.seq_lens[:, None]
+    # Past the end of a request stands its own first slot: entries there may be stale.
+    slots = torch.where(positions < seq_lens, table, table[:, :1])
+    return PaddedDecode(slots.flatten(), seq_lens, positions)
+
+
+def _padded_mask(padded: PaddedDecode, window: int | None) -> torch.Tensor:
+    """Visibility [B, 1, m], computed once per window size and step."""
+    window = window or -1
+    if window not in padded.visible:
+        visible = padded.positions < padded.lens
+        if window > 0:
+            visible &= padded.positions >= padded.lens - 1 - window
+        padded.visible[window] = visible.unsqueeze(1)
+    return padded.visible[window]
+
+
+def _heads_of(x: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
+    return x.view(len(x), layer.tp_q_head_num, -1)
+
+
+def _save(
+    k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, forward_batch: ForwardBatch
+) -> None:
+    """Write new keys and values to their slots."""
+    if layer.attn_type == AttentionType.ENCODER_ONLY:
+        return
+    loc = forward_batch.out_cache_loc
+    if layer.is_cross_attention:
+        loc = forward_batch.encoder_out_cache_loc
+    forward_batch.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
+
+
+def _buffers(
+    layer: RadixAttention, forward_batch: ForwardBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pool = forward_batch.token_to_kv_pool
+    return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)

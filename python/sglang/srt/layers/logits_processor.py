@@ -1,0 +1,261 @@
+"""From hidden states to logits, and the log probabilities of prompt tokens.
+
+Only the rows that someone needs are multiplied with the head: the last token of each request, and
+the prompt rows whose logprobs were asked for. Legend: T tokens, B requests, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang.srt.distributed import (
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    ForwardMode,
+)
+
+# Prompt rows whose logits are held at once: so many rows, and so many float32 elements.
+_MAX_BLOCK_ROWS = 2048
+_MAX_BLOCK_ELEMENTS = 1 << 26
+
+TopLists = list[list[list[float]]]
+IdLists = list[list[list[int]]]
+
+
+@dataclass
+class LogitsProcessorOutput:
+    """What a generating model returns; wrappers may replace any field before sampling.
+
+    Input logprobs cover, request after request, the rows from `extend_logprob_start_lens_cpu` on;
+    each row predicts the next token. The lists are per request, then per such row. All are natural
+    logarithms of the model's plain distribution.
+    """
+
+    next_token_logits: torch.Tensor | None  # [B, V] float32
+    hidden_states: torch.Tensor | None = None  # by capture_hidden_mode: [B, D] or [T, D]
+
+    # Filled by the sampler.
+    next_token_logprobs: torch.Tensor | None = None  # [B]
+    next_token_top_logprobs_val: list[list[float]] | None = None
+    next_token_top_logprobs_idx: list[list[int]] | None = None
+    next_token_token_ids_logprobs_val: list[list[float]] | None = None
+    next_token_token_ids_logprobs_idx: list[list[int]] | None = None
+
+    # Filled here when input logprobs are wanted.
+    input_token_logprobs: torch.Tensor | None = None  # [rows] float32
+    input_top_logprobs_val: TopLists | None = None
+    input_top_logprobs_idx: IdLists | None = None
+    input_token_ids_logprobs_val: TopLists | None = None
+    input_token_ids_logprobs_idx: IdLists | None = None
+
+    full_logits: torch.Tensor | None = None  # [T, V] float32
+    customized_info: dict[str, list[Any]] | None = None  # per request, returned to the client
+    mm_input_embeds: torch.Tensor | None = None
+
+
+@dataclass
+class LogitsMetadata:
+    """The fields of a ForwardBatch that the processor reads, for callers without one."""
+
+    forward_mode: ForwardMode
+    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
+    extend_seq_lens: torch.Tensor | None = None
+    extend_seq_lens_cpu: list[int] | None = None
+    next_token_positions: torch.Tensor | None = None
+    return_logprob: bool = False
+    extend_logprob_start_lens_cpu: list[int] | None = None
+    extend_input_logprob_token_ids_gpu: torch.Tensor | None = None
+    top_logprobs_nums: list[int] | None = None
+    token_ids_logprobs: list[list[int] | None] | None = None
+
+    @classmethod
+    def from_forward_batch(cls, batch: ForwardBatch) -> LogitsMetadata:
+        return cls(**{name: getattr(batch, name) for name in cls.__dataclass_fields__})
+
+
+class LogitsProcessor(torch.nn.Module):
+    """Applies the head, the scale and the soft cap of a config.
+
+    Args:
+        config: `vocab_size` and, optionally, `final_logit_softcapping` are read.
+        skip_all_gather: leave the logits of a sharded head as this rank's part.
+        logit_scale: factor of the logits.
+        return_full_logits: also return the logits of every row, `full_logits`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        skip_all_gather: bool = False,
+        logit_scale: float | None = None,
+        return_full_logits: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size: int = config.vocab_size
+        self.logit_scale = logit_scale
+        self.return_full_logits = return_full_logits
+        self.use_all_gather = not skip_all_gather and get_tensor_model_parallel_world_size() > 1
+        # An optional key of many families' configs.
+        cap = getattr(config, "final_logit_softcapping", None)
+        self.final_logit_softcapping = cap if cap is not None and cap > 0 else None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        lm_head: torch.nn.Module,
+        logits_metadata: ForwardBatch | LogitsMetadata,
+        aux_hidden_states: list[torch.Tensor] | None = None,
+        hidden_states_before_norm: torch.Tensor | None = None,
+    ) -> LogitsProcessorOutput:
+        """hidden_states [T, D]; `aux_hidden_states` are captured instead of it when given."""
+        rows = _sampled_rows(logits_metadata)
+        last = hidden_states if rows is None else hidden_states.index_select(0, rows)
+        output = LogitsProcessorOutput(self.compute_logits(last, lm_head))
+        captured = _choose_captured(hidden_states, aux_hidden_states, hidden_states_before_norm)
+        output.hidden_states = _capture(captured, rows, logits_metadata.capture_hidden_mode)
+        if self.return_full_logits:
+            output.full_logits = self.compute_logits(hidden_states, lm_head)
+        if logits_metadata.return_logprob and logits_metadata.extend_logprob_start_lens_cpu:
+            self._add_input_logprobs(output, hidden_states, lm_head, logits_metadata)
+        return output
+
+    def compute_logits(self, hidden_states: torch.Tensor, lm_head: torch.nn.Module) -> torch.Tensor:
+        """[rows, D] -> float32 [rows, V], a tensor of its own."""
+        logits = _apply_head(hidden_states, lm_head)
+        if self.logit_scale is not None:
+            logits = logits * self.logit_scale
+        if self.use_all_gather:
+            logits = tensor_model_parallel_all_gather(logits)
+        logits = logits[:, : self.vocab_size].float()
+        if self.final_logit_softcapping is not None:
+            cap = self.final_logit_softcapping
+            logits = torch.tanh(logits / cap).mul_(cap)
+        return logits
+
+    def _add_input_logprobs(
+        self,
+        output: LogitsProcessorOutput,
+        hidden_states: torch.Tensor,
+        lm_head: torch.nn.Module,
+        metadata: ForwardBatch | LogitsMetadata,
+    ) -> None:
+        """Log probabilities of prompt tokens, in blocks of rows. Copies lists to the host."""
+        wanted = _PromptRows(metadata)
+        rows = torch.tensor(wanted.rows, dtype=torch.int64, device=hidden_states.device)
+        targets = metadata.extend_input_logprob_token_ids_gpu
+        assert targets is not None and len(targets) == len(rows), "one target token for each row"
+        block = max(1, min(_MAX_BLOCK_ROWS, _MAX_BLOCK_ELEMENTS // self.vocab_size))
+        chosen = hidden_states.new_empty(len(rows), dtype=torch.float32)
+        for start in range(0, len(rows), block):
+            part = slice(start, min(start + block, len(rows)))
+            logits = self.compute_logits(hidden_states.index_select(0, rows[part]), lm_head)
+            logprobs = torch.log_softmax(logits, dim=-1)
+            chosen[part] = logprobs.gather(1, targets[part, None]).squeeze(1)
+            wanted.collect(logprobs, part)
+        output.input_token_logprobs = chosen
+        output.input_top_logprobs_val = wanted.top_values
+        output.input_top_logprobs_idx = wanted.top_ids
+        output.input_token_ids_logprobs_val = wanted.id_values
+        output.input_token_ids_logprobs_idx = wanted.ids
+
+
+class _PromptRows:
+    """The prompt rows whose logprobs are wanted, and the lists collected for them, per request."""
+
+    def __init__(self, metadata: ForwardBatch | LogitsMetadata) -> None:
+        lens, starts = metadata.extend_seq_lens_cpu, metadata.extend_logprob_start_lens_cpu
+        assert lens is not None and starts is not None
+        self.rows: list[int] = []
+        self.requests: list[int] = []  # the request of each row
+        first = 0
+        for i, (length, start) in enumerate(zip(lens, starts, strict=True)):
+            self.rows += range(first + start, first + length)
+            self.requests += [i] * (length - start)
+            first += length
+        self.nums = metadata.top_logprobs_nums or [0] * len(lens)
+        self.token_ids = metadata.token_ids_logprobs or [None] * len(lens)
+        self.max_num = max(self.nums, default=0)
+        self.top_values: TopLists | None = [[] for _ in lens] if self.max_num else None
+        self.top_ids: IdLists | None = [[] for _ in lens] if self.max_num else None
+        has_ids = any(self.token_ids)
+        self.id_values: TopLists | None = [[] for _ in lens] if has_ids else None
+        self.ids: IdLists | None = [[] for _ in lens] if has_ids else None
+
+    def collect(self, logprobs: torch.Tensor, part: slice) -> None:
+        """Take the lists out of the logprobs [rows of the block, V] of the rows `part`."""
+        requests = self.requests[part]
+        if self.top_values is not None and self.top_ids is not None:
+            top = logprobs.topk(self.max_num, dim=-1)
+            for i, values, ids in zip(
+                requests, top.values.tolist(), top.indices.tolist(), strict=True
+            ):
+                self.top_values[i].append(values[: self.nums[i]])
+                self.top_ids[i].append(ids[: self.nums[i]])
+        if self.id_values is not None and self.ids is not None:
+            self._collect_ids(logprobs, requests)
+
+    def _collect_ids(self, logprobs: torch.Tensor, requests: list[int]) -> None:
+        assert self.id_values is not None and self.ids is not None
+        first = 0
+        while first < len(requests):
+            request = requests[first]
+            count = requests.count(request)
+            ids = self.token_ids[request] or []
+            index = torch.tensor(ids, dtype=torch.int64, device=logprobs.device)
+            values = logprobs[first : first + count].index_select(1, index).tolist()
+            self.id_values[request] += values
+            self.ids[request] += [list(ids) for _ in range(count)]
+            first += count
+
+
+def _apply_head(hidden_states: torch.Tensor, lm_head: torch.nn.Module) -> torch.Tensor:
+    """The product with the head, whatever kind of module a model uses as one."""
+    # Heads are embeddings, linear layers, quantized layers or LoRA wrappers: foreign modules that
+    # are told apart by what they have.
+    if hasattr(lm_head, "set_lora") and hasattr(lm_head, "apply_lora"):
+        return lm_head(hidden_states)
+    bias = getattr(lm_head, "bias", None)
+    weight = getattr(lm_head, "weight", None)
+    if weight is None:
+        return lm_head.quant_method.apply(lm_head, hidden_states, bias)
+    return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight, bias)
+
+
+def _sampled_rows(metadata: ForwardBatch | LogitsMetadata) -> torch.Tensor | None:
+    """int64 rows of T that are sampled from; None for all of them."""
+    mode = metadata.forward_mode
+    if not mode.is_extend() or mode.is_target_verify():
+        return None
+    if metadata.next_token_positions is not None:
+        return metadata.next_token_positions
+    assert metadata.extend_seq_lens is not None, "an extend needs extend_seq_lens"
+    return torch.cumsum(metadata.extend_seq_lens, dim=0, dtype=torch.int64) - 1
+
+
+def _choose_captured(
+    hidden_states: torch.Tensor,
+    aux_hidden_states: list[torch.Tensor] | None,
+    hidden_states_before_norm: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    if hidden_states_before_norm is not None:
+        return [hidden_states_before_norm]
+    return aux_hidden_states or [hidden_states]
+
+
+def _capture(
+    captured: list[torch.Tensor], rows: torch.Tensor | None, mode: CaptureHiddenMode
+) -> torch.Tensor | None:
+    if not mode.need_capture():
+        return None
+    if mode.is_last() and rows is not None:
+        captured = [tensor.index_select(0, rows) for tensor in captured]
+    return captured[0] if len(captured) == 1 else torch.cat(captured, dim=-1)

@@ -1,0 +1,75 @@
+"""Weights as they are: `y = x W^T + b` with torch's own matrix product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn import Parameter
+
+from sglang.srt.layers.quantization.base_config import LinearMethodBase, QuantizeMethodBase
+from sglang.srt.utils import set_weight_attrs
+
+
+class UnquantizedLinearMethod(LinearMethodBase):
+    """One floating point weight [out per rank, in per rank]."""
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        layer.register_parameter(
+            "weight",
+            _create_weight(
+                sum(output_partition_sizes),
+                input_size_per_partition,
+                params_dtype,
+                extra_weight_attrs,
+            ),
+        )
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return F.linear(x, layer.weight, bias)
+
+
+class UnquantizedEmbeddingMethod(QuantizeMethodBase):
+    """A table [rows per rank, width] that can also serve as an output head."""
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        weight = _create_weight(
+            sum(output_partition_sizes), input_size_per_partition, params_dtype, extra_weight_attrs
+        )
+        layer.register_parameter("weight", weight)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return F.linear(x, layer.weight, bias)
+
+    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
+        return F.embedding(input_, layer.weight)
+
+
+def _create_weight(rows: int, columns: int, dtype: torch.dtype, attrs: dict[str, Any]) -> Parameter:
+    weight = Parameter(torch.empty(rows, columns, dtype=dtype), requires_grad=False)
+    loader = {"weight_loader": attrs["weight_loader"]} if "weight_loader" in attrs else {}
+    set_weight_attrs(weight, {"input_dim": 1, "output_dim": 0, **loader})
+    return weight

@@ -1,0 +1,155 @@
+"""Assembles a scheduler from the flags: model, pools, cache, planner, worker. The one place that hands values to components."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from sglang.srt.arg_groups.resolve import ResolvedArgs, collect_facts, resolve
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.constrained.base import GrammarOptions
+from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.managers.output_processor import OutputProcessor
+from sglang.srt.managers.planner import Planner, PlannerConfig
+from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig
+from sglang.srt.managers.scheduler_stats import MemoryUsage, SchedulerStats
+from sglang.srt.managers.stop_checker import StopChecker
+from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
+from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
+from sglang.srt.model_executor.worker import TpWorker
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+
+def build_scheduler(server_args: ServerArgs, mailbox: Mailbox) -> tuple[Scheduler, dict[str, Any]]:
+    """The scheduler, and the facts the front is told when it is ready."""
+    resolved = resolve(server_args, collect_facts(server_args))
+    resolved.log_decisions()
+    server_args = resolved.apply_to(server_args)
+    set_global_server_args_for_scheduler(server_args)
+    if resolved.device == "cpu":
+        torch.set_num_threads(resolved.num_cpus)
+    model_config = build_model_config(server_args, resolved)
+    runner = build_runner(server_args, resolved, model_config)
+    tokenizer = None
+    if not server_args.skip_tokenizer_init:
+        tokenizer = get_tokenizer(
+            resolved.tokenizer_path,
+            tokenizer_mode=server_args.tokenizer_mode,
+            trust_remote_code=server_args.trust_remote_code,
+        )
+    eos_ids = frozenset(model_config.hf_eos_token_id)
+    planner = Planner(_planner_config(server_args, resolved, runner), _cache(server_args, runner))
+    stops = StopChecker(tokenizer=tokenizer, eos_ids=eos_ids, vocab_size=model_config.vocab_size)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            context_len=model_config.context_len,
+            eos_ids=eos_ids,
+            vocab_size=model_config.vocab_size,
+            depth=resolved.overlap_depth,
+            max_queued=server_args.max_queued_requests,
+            decode_log_interval=server_args.decode_log_interval,
+        ),
+        planner,
+        OutputProcessor(planner, stops, server_args.stream_interval),
+        TpWorker(runner, seed=resolved.random_seed),
+        mailbox,
+        _grammars(server_args, resolved, tokenizer, model_config),
+        SchedulerStats(
+            MemoryUsage(weight=runner.weight_bytes, kvcache=runner.kv_bytes),
+            runner.max_running_requests,
+        ),
+    )
+    return scheduler, _info(model_config, runner)
+
+
+def build_model_config(server_args: ServerArgs, resolved: ResolvedArgs) -> ModelConfig:
+    """The model's side of the flags."""
+    return ModelConfig(
+        model_path=resolved.model_path,
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.revision,
+        context_length=server_args.context_length,
+        dtype=server_args.dtype,
+        model_override_args=server_args.json_model_override_args,
+        is_embedding=server_args.is_embedding,
+        enable_multimodal=server_args.enable_multimodal,
+        model_impl=server_args.model_impl,
+    )
+
+
+def build_runner(
+    server_args: ServerArgs, resolved: ResolvedArgs, model_config: ModelConfig
+) -> ModelRunner:
+    """The model on its device with pools and attention backend; also used by tools that run without a scheduler."""
+    config = RunnerConfig(
+        device=torch.device(resolved.device),
+        attention_backend=resolved.attention_backend,
+        page_size=resolved.page_size,
+        max_running_requests=server_args.max_running_requests,
+        max_total_tokens=server_args.max_total_tokens,
+        mem_fraction_static=resolved.mem_fraction_static,
+        kv_dtype=torch.bfloat16 if server_args.kv_cache_dtype in ("bf16", "bfloat16") else None,
+    )
+    load = LoadConfig(
+        load_format=server_args.load_format,
+        download_dir=server_args.download_dir,
+        use_mmap=not server_args.weight_loader_disable_mmap,
+    )
+    return ModelRunner(config, model_config, load)
+
+
+def _planner_config(
+    server_args: ServerArgs, resolved: ResolvedArgs, runner: ModelRunner
+) -> PlannerConfig:
+    chunk = resolved.chunked_prefill_size
+    return PlannerConfig(
+        max_running=runner.max_running_requests,
+        chunk_size=chunk if chunk > 0 else None,
+        max_prefill_tokens=server_args.max_prefill_tokens,
+        max_prefill_requests=server_args.prefill_max_requests,
+        policy=server_args.schedule_policy,
+        mixed_chunk=server_args.enable_mixed_chunk,
+        conservativeness=server_args.schedule_conservativeness,
+    )
+
+
+def _cache(server_args: ServerArgs, runner: ModelRunner) -> KVCacheManager:
+    return KVCacheManager(
+        num_slots=runner.num_slots,
+        page_size=server_args.page_size,
+        max_requests=runner.max_running_requests,
+        enable_prefix_cache=not server_args.disable_radix_cache,
+        eviction_policy=server_args.radix_eviction_policy,
+    )
+
+
+def _grammars(
+    server_args: ServerArgs, resolved: ResolvedArgs, tokenizer: Any, model_config: ModelConfig
+) -> GrammarManager:
+    options = GrammarOptions(
+        any_whitespace=not server_args.constrained_json_disable_any_whitespace,
+        whitespace_pattern=server_args.constrained_json_whitespace_pattern,
+    )
+    return GrammarManager(
+        tokenizer,
+        model_config.vocab_size,
+        sorted(model_config.hf_eos_token_id),
+        resolved.grammar_backend,
+        options=options,
+    )
+
+
+def _info(model_config: ModelConfig, runner: ModelRunner) -> dict[str, Any]:
+    longest = min(model_config.context_len, runner.max_total_num_tokens)
+    return {
+        "max_total_num_tokens": runner.max_total_num_tokens,
+        "max_req_input_len": longest - 1,
+        "max_running_requests": runner.max_running_requests,
+        "context_len": model_config.context_len,
+        "vocab_size": model_config.vocab_size,
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,169 @@
+"""Runs the model of one rank: loads it, sizes and owns the KV pool, chooses the attention backend, turns batches into logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.layers.attention.registry import create_attention_backend
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.model_executor.batch_builder import BatchBuilder
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_loader.loader import get_model
+from sglang.srt.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+logger = logging.getLogger(__name__)
+
+# A pool larger than what all rows can fill is never used.
+CPU_POOL_SHARE = 0.5
+MIN_POOL_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerConfig:
+    """What the runner needs to know; every value is resolved."""
+
+    device: torch.device
+    attention_backend: str
+    page_size: int
+    max_running_requests: int | None
+    max_total_tokens: int | None
+    mem_fraction_static: float
+    kv_dtype: torch.dtype | None = None
+
+
+class ModelRunner:
+    """One rank's model with its pools. `forward` is the only thing that touches the model."""
+
+    def __init__(self, config: RunnerConfig, model_config: ModelConfig, load: LoadConfig) -> None:
+        self.config = config
+        self.model_config = model_config
+        self.device = config.device
+        self.dtype = model_config.torch_dtype(config.device.type)
+        started = time.perf_counter()
+        self.model = get_model(
+            model_config=model_config, load_config=load, device_config=config.device
+        )
+        self.weight_bytes = _parameter_bytes(self.model)
+        logger.info(
+            "Load weight end. type=%s, dtype=%s, weights=%.3f GiB, %.2f s",
+            type(self.model).__name__,
+            self.dtype,
+            self.weight_bytes / 2**30,
+            time.perf_counter() - started,
+        )
+        self._wants_pp_proxy = (
+            "pp_proxy_tensors" in inspect.signature(self.model.forward).parameters
+        )
+        self._init_pools()
+        self.attn_backend = create_attention_backend(config.attention_backend, self)
+        self.builder = BatchBuilder(
+            self.req_to_token_pool, self.token_to_kv_pool, self.attn_backend, self.device
+        )
+
+    @property
+    def sliding_window_size(self) -> int | None:
+        """Number of earlier tokens that a windowed layer sees, None without windows."""
+        getter = getattr(self.model, "get_attention_sliding_window_size", None)
+        return getter() if getter is not None else None
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> LogitsProcessorOutput:
+        """Logits of the batch. `next_token_logits` is float32 [B, V]."""
+        self.attn_backend.init_forward_metadata(batch)
+        kwargs = {"pp_proxy_tensors": None} if self._wants_pp_proxy else {}
+        return self.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
+
+    # --- pools
+
+    def _init_pools(self) -> None:
+        facts, config = self.model_config.facts, self.config
+        kv_dtype = config.kv_dtype or self.dtype
+        heads = self.model_config.get_num_kv_heads(1)
+        token_bytes = MHATokenToKVPool.bytes_per_token(
+            head_num=heads,
+            head_dim=facts.head_dim,
+            layer_num=facts.num_hidden_layers,
+            dtype=kv_dtype,
+        )
+        self.max_total_num_tokens = self._pool_tokens(token_bytes)
+        self.num_slots = self.max_total_num_tokens + config.page_size  # with the padding page
+        self.max_running_requests = config.max_running_requests or self._default_rows()
+        self.req_to_token_pool = ReqToTokenPool(
+            self.max_running_requests, self.model_config.context_len, self.device
+        )
+        self.token_to_kv_pool = MHATokenToKVPool(
+            size=self.num_slots,
+            page_size=config.page_size,
+            dtype=kv_dtype,
+            head_num=heads,
+            head_dim=facts.head_dim,
+            layer_num=facts.num_hidden_layers,
+            device=self.device,
+        )
+        self.kv_bytes = self.num_slots * token_bytes
+        logger.info(
+            "KV cache is allocated. max_total_num_tokens=%d, dtype=%s, size=%.3f GiB, weights=%.3f GiB",
+            self.max_total_num_tokens,
+            kv_dtype,
+            self.kv_bytes / 2**30,
+            self.weight_bytes / 2**30,
+        )
+
+    def _pool_tokens(self, token_bytes: int) -> int:
+        """Size of the KV pool in tokens, a multiple of the page size."""
+        page = self.config.page_size
+        room = self._memory_for_kv() // token_bytes
+        rows = self.config.max_running_requests or 256
+        tokens = min(room, rows * self.model_config.context_len)
+        if self.config.max_total_tokens is not None:
+            tokens = self.config.max_total_tokens
+            if tokens > room:
+                raise ConfigError(
+                    f"max_total_tokens={tokens} needs {tokens * token_bytes / 2**30:.2f} GiB of KV cache, "
+                    f"but only {room * token_bytes / 2**30:.2f} GiB are free; lower it"
+                )
+        tokens = tokens // page * page
+        if tokens < max(MIN_POOL_TOKENS, page):
+            raise ConfigError(
+                f"the KV cache pool would hold {tokens} tokens, too few for one request; free memory, "
+                f"raise mem_fraction_static={self.config.mem_fraction_static} or raise max_total_tokens"
+            )
+        return tokens
+
+    def _memory_for_kv(self) -> int:
+        """Bytes that the KV pool may take."""
+        if self.device.type == "cpu":
+            return int(_available_host_bytes() * CPU_POOL_SHARE * self.config.mem_fraction_static)
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free - total * (1.0 - self.config.mem_fraction_static))
+
+    def _default_rows(self) -> int:
+        """Rows when the user set no limit: enough for requests of a thousand tokens, within bounds."""
+        limit = 256 if self.device.type == "cpu" else 4096
+        return max(1, min(limit, self.max_total_num_tokens // 64))
+
+
+def _parameter_bytes(model: torch.nn.Module) -> int:
+    seen = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    return sum(seen.values())
+
+
+def _available_host_bytes() -> int:
+    """Memory that can be taken without swapping, from /proc/meminfo where there is one."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 * 2**30

@@ -1,0 +1,117 @@
+"""Carries out step plans: build the batch, run the model, sample, and hand back plain values.
+
+`launch` queues the work on the device and returns at once where the device allows it; `Launched.result` waits. Sampled ids are
+written to the future-token buffer before `launch` returns, so the next plan can be launched before this one's result is read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sglang.srt.environ import envs
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.layers.sampler import SampleOutput, Sampler
+from sglang.srt.managers.step_plan import RowLogprobs, StepPlan, StepResult
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.sampling.sampling_batch import SamplingTable
+
+
+class TpWorker:
+    """The worker of one rank."""
+
+    def __init__(self, runner: ModelRunner, *, seed: int) -> None:
+        self._runner = runner
+        self._builder = runner.builder
+        self._table = SamplingTable(
+            runner.max_running_requests, runner.model_config.vocab_size, runner.device
+        )
+        self._sampler = Sampler(
+            seed, return_original_logprob=envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()
+        )
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Queue `plan` on the device."""
+        for setup in plan.setups:
+            self._table.set_row(setup)
+        batch = self._builder.build(plan)
+        output = self._runner.forward(batch)
+        indices = [index for index, work in enumerate(plan.works) if work.sample]
+        if not indices:
+            return LaunchedStep(plan, indices, output, None)
+        works = [plan.works[index] for index in indices]
+        logits, rows = output.next_token_logits, batch.req_pool_indices
+        if len(indices) < len(plan.works):
+            picked = torch.tensor(indices, device=logits.device)
+            logits, rows = logits[picked], rows[picked]
+        sampling = self._table.batch([work.row for work in works], works, plan.grammar_masks)
+        sampled = self._sampler(logits, sampling)
+        self._builder.next_token_ids[rows] = sampled.next_ids
+        return LaunchedStep(plan, indices, output, sampled)
+
+
+class LaunchedStep:
+    """A step on its way."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        indices: list[int],
+        output: LogitsProcessorOutput,
+        sampled: SampleOutput | None,
+    ) -> None:
+        self._plan = plan
+        self._indices = indices
+        self._output = output
+        self._sampled = sampled
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits of each work's last position, float32 [B, V]."""
+        return self._output.next_token_logits
+
+    def result(self) -> StepResult:
+        """Waits for the device."""
+        plan, sampled = self._plan, self._sampled
+        result = StepResult(step_id=plan.step_id, next_ids=[-1] * len(plan.works))
+        if sampled is not None:
+            for index, next_id in zip(self._indices, sampled.next_ids.tolist(), strict=True):
+                result.next_ids[index] = next_id
+            bad = sampled.bad.tolist()
+            result.bad_rows = [i for i, is_bad in zip(self._indices, bad, strict=True) if is_bad]
+        if any(work.return_logprob for work in plan.works):
+            result.logprobs = self._logprobs(result)
+        return result
+
+    def _logprobs(self, result: StepResult) -> dict[int, RowLogprobs]:
+        rows = _input_logprobs(self._plan, self._output)
+        if self._sampled is None or self._sampled.logprobs is None:
+            return rows
+        for line, sampled in self._sampled.logprobs.to_host().items():
+            index = self._indices[line]
+            row = rows.setdefault(index, RowLogprobs())
+            row.output, row.output_token = sampled.output, result.next_ids[index]
+            row.output_top, row.output_ids = sampled.output_top, sampled.output_ids
+        return rows
+
+
+def _input_logprobs(plan: StepPlan, output: LogitsProcessorOutput) -> dict[int, RowLogprobs]:
+    """Prompt logprobs of the step, by index of the work."""
+    rows: dict[int, RowLogprobs] = {}
+    if output.input_token_logprobs is None:
+        return rows
+    flat = output.input_token_logprobs.tolist()
+    offset = 0
+    for index, work in enumerate(plan.works):
+        count = work.num_tokens - work.input_logprob_start if work.return_logprob else 0
+        if count <= 0:
+            continue
+        row = RowLogprobs(input=flat[offset : offset + count])
+        offset += count
+        if work.top_logprobs:
+            values, ids = output.input_top_logprobs_val[index], output.input_top_logprobs_idx[index]
+            row.input_top = list(zip(values, ids, strict=True))
+        if work.token_ids_logprob:
+            row.input_ids = output.input_token_ids_logprobs_val[index]
+        rows[index] = row
+    return rows

@@ -1,0 +1,211 @@
+"""Build a model on its device and fill every parameter from the checkpoint, or say exactly what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader.utils import get_model_architecture, set_default_torch_dtype
+from sglang.srt.model_loader.weight_utils import (
+    CheckpointFiles,
+    find_checkpoint_files,
+    local_checkpoint_folder,
+)
+from sglang.srt.models.common.weights import WeightLoadError, WeightProblem, find_unfilled
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# Dummy weights: small enough that activations stay finite in float16, not all alike.
+_DUMMY_SCALE = 0.02
+
+
+def get_model(
+    *, model_config: ModelConfig, load_config: LoadConfig, device_config: str | torch.device
+) -> nn.Module:
+    """A model in evaluation mode on the device with all weights in place.
+
+    Raises ConfigError (WeightLoadError when the checkpoint does not fit the model).
+    """
+    loader = DummyModelLoader if load_config.load_format == "dummy" else DefaultModelLoader
+    return loader(load_config).load_model(model_config=model_config, device=torch.device(device_config))
+
+
+class DefaultModelLoader:
+    """Loads Hugging Face checkpoints: safetensors, or pickled .bin files."""
+
+    @dataclass(frozen=True)
+    class Source:
+        """One checkpoint; `prefix` is put before each of its tensor names."""
+
+        model_or_path: str
+        revision: str | None
+        prefix: str = ""
+        fall_back_to_pt: bool = True
+        model_config: Any = None
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        self.load_config = load_config
+
+    def load_model(self, *, model_config: ModelConfig, device: torch.device) -> nn.Module:
+        """Find the files, build the model, stream the tensors into it, check that all is filled."""
+        started = time.monotonic()
+        model_class, name = get_model_architecture(model_config)
+        streams = _Streams(self.load_config)
+        primary = self.Source(
+            model_config.model_path,
+            model_config.revision,
+            # What plug-ins may declare; see docs/add_a_model.md.
+            fall_back_to_pt=getattr(model_class, "fall_back_to_pt_during_load", True),
+            model_config=model_config,
+        )
+        streams.add(primary)  # before construction: a missing file should not cost an allocation
+        model = build_model(model_class, model_config, device)
+        for source in getattr(model, "secondary_weights", ()):
+            streams.add(source)
+        _fill(model, streams, model_config.model_path)
+        finish_model(model, device)
+        logger.info(
+            "Loaded %s from %s in %.1f s (%d files)",
+            name,
+            model_config.model_path,
+            time.monotonic() - started,
+            sum(len(files.paths) for _, files in streams.sources),
+        )
+        return model
+
+
+class DummyModelLoader:
+    """Builds the model and fills it with seeded random numbers: for measuring speed without a checkpoint."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        self.load_config = load_config
+
+    def load_model(self, *, model_config: ModelConfig, device: torch.device) -> nn.Module:
+        model_class, _ = get_model_architecture(model_config)
+        model = build_model(model_class, model_config, device)
+        fill_with_random(model)
+        post_load_weights = getattr(model, "post_load_weights", None)
+        if post_load_weights is not None:
+            post_load_weights()
+        finish_model(model, device)
+        return model
+
+
+def build_model(model_class: type, model_config: ModelConfig, device: torch.device) -> nn.Module:
+    """Construct with parameters in the model's dtype on the target device; their values are undefined."""
+    with set_default_torch_dtype(model_config.torch_dtype(device.type)), device:
+        return model_class(config=model_config.hf_config, quant_config=None)
+
+
+def finish_model(model: nn.Module, device: torch.device) -> None:
+    """Let every layer bring its weights into the form its kernels want, then freeze the model."""
+    for module in model.modules():
+        quant_method = getattr(module, "quant_method", None)
+        if quant_method is not None:
+            quant_method.process_weights_after_loading(module)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def fill_with_random(model: nn.Module) -> None:
+    """Uniform numbers in +-0.02, the same for a parameter's name and shape on every run."""
+    for name, param in model.named_parameters():
+        if param.is_floating_point():
+            generator = torch.Generator(param.device).manual_seed(zlib.crc32(name.encode()))
+            values = torch.empty(param.shape, dtype=torch.float32, device=param.device)
+            values.uniform_(-_DUMMY_SCALE, _DUMMY_SCALE, generator=generator)
+            param.data.copy_(values)
+        else:
+            param.data.zero_()
+
+
+@dataclass
+class _Streams:
+    """The checkpoints that make up one model, as one stream of tensors."""
+
+    load_config: LoadConfig
+    sources: list[tuple[DefaultModelLoader.Source, CheckpointFiles]] = field(default_factory=list)
+
+    def add(self, source: DefaultModelLoader.Source) -> None:
+        load = self.load_config
+        folder = local_checkpoint_folder(
+            source.model_or_path, source.revision, load.load_format, load.download_dir
+        )
+        files = find_checkpoint_files(folder, load.load_format, source.fall_back_to_pt)
+        files.use_mmap = load.use_mmap
+        self.sources.append((source, files))
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for source, files in self.sources:
+            for name, tensor in files.stream():
+                yield source.prefix + name, tensor
+
+    def file_of(self, tensor_name: str) -> str | None:
+        for source, files in self.sources:
+            file = files.file_of.get(tensor_name.removeprefix(source.prefix))
+            if file is not None:
+                return file
+        return None
+
+
+def _fill(model: nn.Module, streams: _Streams, model_path: str) -> None:
+    """Run the model's `load_weights` and check both directions. Raises WeightLoadError with everything found."""
+    watch = _FillWatch(model)
+    problems: list[WeightProblem] = []
+    try:
+        model.load_weights(iter(streams))
+    except WeightLoadError as error:
+        problems = [_with_file(problem, streams) for problem in error.problems]
+    problems += watch.find_unfilled()
+    if problems:
+        raise WeightLoadError(problems, source=f"checkpoint {model_path!r}")
+
+
+def _with_file(problem: WeightProblem, streams: _Streams) -> WeightProblem:
+    file = None if problem.tensor is None else streams.file_of(problem.tensor)
+    return problem if file is None else WeightProblem(f"{problem.text} (in {file})", problem.tensor)
+
+
+class _FillWatch:
+    """Notices parameters that were written by code which does not report it.
+
+    Our own weight loaders mark what they fill. A plug-in's may copy into `param.data` themselves, so the first
+    element of every floating-point parameter is set to NaN before loading and looked at afterwards.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._originals: dict[str, torch.Tensor] = {}
+        for name, param in model.named_parameters():
+            if _can_probe(param):
+                self._originals[name] = _first_element(param).clone()
+                _first_element(param).fill_(torch.nan)
+
+    def find_unfilled(self) -> list[WeightProblem]:
+        """Problems of parameters that nobody filled; their probe is taken out again."""
+        silently_filled: set[str] = set()
+        for name, param in self._model.named_parameters():
+            if name not in self._originals or not _can_probe(param):
+                continue
+            element = _first_element(param)
+            if bool(torch.isnan(element)):
+                element.copy_(self._originals[name])
+            else:
+                silently_filled.add(name)
+        return find_unfilled(self._model, silently_filled)
+
+
+def _can_probe(param: nn.Parameter) -> bool:
+    return param.dtype.is_floating_point and param.numel() > 0 and param.element_size() > 1
+
+
+def _first_element(param: nn.Parameter) -> torch.Tensor:
+    return param.data[(0,) * param.dim()]

@@ -1,0 +1,1 @@
+"""The model zoo: one file per architecture, shared parts in `common/`."""

@@ -1,0 +1,69 @@
+"""The gated feed-forward block: `down(act(gate(x)) * up(x))`, gate and up in one matrix."""
+
+from __future__ import annotations
+
+import torch
+from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU-like MLP, split over the tensor-parallel ranks by its intermediate size.
+
+    `hidden_act`: "silu", "gelu" or "gelu_pytorch_tanh"; others raise ValueError.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+        reduce_results: bool = True,
+        tp_rank: int | None = None,
+        tp_size: int | None = None,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden_size,
+            [intermediate_size] * 2,
+            bias=bias,
+            quant_config=quant_config,
+            prefix=add_prefix("gate_up_proj", prefix),
+            tp_rank=tp_rank,
+            tp_size=tp_size,
+        )
+        self.down_proj = RowParallelLinear(
+            intermediate_size,
+            hidden_size,
+            bias=bias,
+            quant_config=quant_config,
+            prefix=add_prefix("down_proj", prefix),
+            reduce_results=reduce_results,
+            tp_rank=tp_rank,
+            tp_size=tp_size,
+        )
+        self.act_fn = _gated_activation(hidden_act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, D] -> [T, D]
+        gate_up, _ = self.gate_up_proj(x)  # [T, 2 * intermediate / tp]
+        x, _ = self.down_proj(self.act_fn(gate_up))
+        return x
+
+
+def _gated_activation(name: str) -> nn.Module:
+    if name in ("silu", "swish"):
+        return SiluAndMul()
+    if name in ("gelu_pytorch_tanh", "gelu_new"):
+        return GeluAndMul(approximate="tanh")
+    if name == "gelu":
+        return GeluAndMul(approximate="none")
+    raise ValueError(
+        f"hidden_act={name!r} is not implemented for a gated MLP; implemented: silu, gelu, gelu_pytorch_tanh"
+    )

@@ -1,0 +1,173 @@
+"""From checkpoint tensors to parameters: rename, convert, place. What a model needs said is data.
+
+Nothing is ignored silently. A tensor without a parameter is a problem, a shape that does not fit is a problem,
+and a parameter (or a shard of a fused one) that no tensor filled is a problem that the loader finds afterwards
+with `find_unfilled`. Problems are collected and raised together, with names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from sglang.srt.layers.parameter import filled_shards, unfilled_shards
+from sglang.srt.layers.utils import get_layer_id
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.utils import WeightsMapper
+from sglang.srt.utils.errors import ConfigError
+from torch import nn
+
+# (part of the fused parameter's name, part of the checkpoint name, shard id)
+Stacked = tuple[str, str, str | int]
+NamedTensor = tuple[str, torch.Tensor]
+
+QKV: tuple[Stacked, ...] = (
+    (".qkv_proj", ".q_proj", "q"),
+    (".qkv_proj", ".k_proj", "k"),
+    (".qkv_proj", ".v_proj", "v"),
+)
+GATE_UP: tuple[Stacked, ...] = (
+    (".gate_up_proj", ".gate_proj", 0),
+    (".gate_up_proj", ".up_proj", 1),
+)
+# Values that are computed from the config and were written to disk all the same.
+ALWAYS_SKIPPED = (r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
+_MAX_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class WeightProblem:
+    """One thing that is wrong with a checkpoint; `tensor` is its name on disk, when it has one."""
+
+    text: str
+    tensor: str | None = None
+
+
+class WeightLoadError(ConfigError):
+    """A checkpoint that does not fit the model. `problems` holds every one; the message the first 20."""
+
+    def __init__(self, problems: list[WeightProblem], source: str = "the checkpoint") -> None:
+        shown = [f"  - {problem.text}" for problem in problems[:_MAX_SHOWN]]
+        if len(problems) > _MAX_SHOWN:
+            shown.append(f"  ... and {len(problems) - _MAX_SHOWN} more")
+        super().__init__(
+            f"{source} does not fit the model ({len(problems)} problems):\n"
+            + "\n".join(shown)
+            + "\nCheck that config.json and the weight files belong together."
+        )
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """How checkpoint names map to parameters, applied in this order.
+
+    `skip`: patterns (`re.search`) of tensors that are left out on purpose. `rename`: substring, prefix and
+    suffix replacements. `convert`: for odd layouts, one tensor to any number of named tensors. `stacked`:
+    tensors that are shards of a fused parameter.
+    """
+
+    stacked: tuple[Stacked, ...] = ()
+    rename: WeightsMapper = field(default_factory=WeightsMapper)
+    skip: tuple[str, ...] = ()
+    convert: Callable[[str, torch.Tensor], Iterable[NamedTensor]] | None = None
+
+    def place(self, name: str, parameters: dict[str, nn.Parameter]) -> tuple[str, str | int | None]:
+        """Parameter name and shard id of a (renamed) tensor; the name itself when it is not a shard."""
+        for fused, part, shard_id in self.stacked:
+            if f"{part}." in name:
+                target = name.replace(f"{part}.", f"{fused}.")
+                if target in parameters:
+                    return target, shard_id
+        return name, None
+
+    def convert_all(
+        self, weights: Iterable[NamedTensor]
+    ) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """`(name on disk, our name, tensor)` of everything that is not skipped."""
+        skip = re.compile("|".join((*ALWAYS_SKIPPED, *self.skip)))
+        for on_disk, tensor in weights:
+            if skip.search(on_disk):
+                continue
+            for name, value in self.rename.apply([(on_disk, tensor)]):
+                pairs = self.convert(name, value) if self.convert else ((name, value),)
+                for new_name, new_value in pairs:
+                    yield on_disk, new_name, new_value
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Iterable[NamedTensor],
+    weight_map: WeightMap,
+    layer_range: tuple[int, int] | None = None,
+) -> set[str]:
+    """Copy tensors (full size, on the host) into the model's parameters; returns the names of those touched.
+
+    May be called again with a subset of the tensors. Layers outside `layer_range` live on another pipeline
+    stage and are passed over. Raises WeightLoadError after the last tensor, with everything that did not fit.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    touched: set[str] = set()
+    problems: list[WeightProblem] = []
+    for on_disk, name, tensor in weight_map.convert_all(weights):
+        layer_id = get_layer_id(name)
+        if layer_range and layer_id is not None and layer_id not in range(*layer_range):
+            continue
+        target, shard_id = weight_map.place(name, parameters)
+        if target not in parameters:
+            problems.append(_unknown(on_disk, name))
+            continue
+        problem = _copy(on_disk, parameters[target], target, tensor, shard_id)
+        if problem is None:
+            touched.add(target)
+        else:
+            problems.append(problem)
+    if problems:
+        raise WeightLoadError(problems)
+    return touched
+
+
+def find_unfilled(model: nn.Module, known_filled: Collection[str] = ()) -> list[WeightProblem]:
+    """One problem for every parameter, or shard of a fused one, that no tensor has filled.
+
+    `known_filled`: parameters that are known to be written although no shard of them was reported.
+    """
+    problems = []
+    for name, param in model.named_parameters():
+        missing = unfilled_shards(param)
+        if name in known_filled and not filled_shards(param):
+            continue
+        if missing:
+            shards = sorted(str(shard) for shard in missing if shard is not None)
+            what = f"shard {', '.join(shards)} of parameter" if shards else "parameter"
+            problems.append(
+                WeightProblem(f"{what} {name} {list(param.shape)} is filled by no tensor")
+            )
+    return problems
+
+
+def _unknown(on_disk: str, name: str) -> WeightProblem:
+    renamed = "" if name == on_disk else f" (read as {name})"
+    return WeightProblem(f"tensor {on_disk}{renamed} belongs to no parameter", on_disk)
+
+
+def _copy(
+    on_disk: str,
+    param: nn.Parameter,
+    target: str,
+    tensor: torch.Tensor,
+    shard_id: str | int | None,
+) -> WeightProblem | None:
+    loader = getattr(param, "weight_loader", default_weight_loader)
+    try:
+        loader(param, tensor) if shard_id is None else loader(param, tensor, shard_id)
+    except (ValueError, AssertionError, RuntimeError, IndexError) as error:
+        shard = "" if shard_id is None else f" shard {shard_id}"
+        return WeightProblem(
+            f"tensor {on_disk} {list(tensor.shape)} does not fit parameter {target} "
+            f"{list(param.shape)}{shard}: {error}",
+            on_disk,
+        )
+    return None

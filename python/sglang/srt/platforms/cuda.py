@@ -1,0 +1,51 @@
+"""An NVIDIA GPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from sglang.srt.platforms.base import Platform
+
+
+class CudaPlatform(Platform):
+    name = "cuda"
+    is_cuda = True
+    distributed_backend = "nccl"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.index)
+
+    def activate(self) -> None:
+        torch.cuda.set_device(self.index)
+
+    def total_memory(self) -> int:
+        return torch.cuda.mem_get_info(self.index)[1]
+
+    def free_memory(self) -> int:
+        """Free memory of the device plus what torch's allocator holds unused."""
+        free = torch.cuda.mem_get_info(self.index)[0]
+        reserved = torch.cuda.memory_reserved(self.index)
+        return free + reserved - torch.cuda.memory_allocated(self.index)
+
+    def default_dtype(self) -> torch.dtype:
+        major, _ = torch.cuda.get_device_capability(self.index)
+        return torch.bfloat16 if major >= 8 else torch.float16
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.index)
+
+    def create_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.index)
+
+    def use_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(stream)
+
+    def create_event(self) -> torch.cuda.Event:
+        return torch.cuda.Event()
+
+    def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)

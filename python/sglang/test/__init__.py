@@ -1,0 +1,1 @@
+"""Tools for testing models and servers. Importing this package loads nothing heavy."""

@@ -1,0 +1,92 @@
+"""The reference: a checkpoint run by transformers, in float32 with eager attention, one sequence at a time.
+
+Nothing is cached: every answer comes from one forward pass over the whole sequence, so no cache of transformers can be wrong with us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from sglang.srt.configs.hf_config import read_facts
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """A prompt with its greedy continuation, and what the model thinks at every position of both.
+
+    `logits` is float32 [n + k - 1, V] for n prompt and k continuation tokens; row p predicts the token at p + 1.
+    """
+
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    logits: torch.Tensor
+
+    @property
+    def scale(self) -> float:
+        """The largest magnitude of a logit."""
+        return float(self.logits.abs().max())
+
+
+class ReferenceModel:
+    """A causal language model of transformers.
+
+    Args:
+        folder: checkpoint folder.
+        rope_length: rotary kinds that look at the length of the sequence (dynamic NTK, LongRoPE) choose for the whole pass. A
+            server must choose once, for its context length; the reference then runs every sequence padded at its end to this
+            length, which changes nothing else because attention is causal. None: sequences run as they are.
+
+    Raises whatever transformers raises for a folder that it cannot load.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        rope_length: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+        )
+        self.model.eval().to(device)
+        facts = read_facts(self.model.config)
+        self.vocab_size = facts.vocab_size
+        is_switched = facts.rope is not None and facts.rope.kind in ("dynamic", "longrope")
+        self._pad_to = rope_length if is_switched and rope_length is not None else 0
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """float32 [n, V] for n tokens, on the CPU."""
+        padding = [0] * max(self._pad_to - len(token_ids), 0)
+        ids = torch.tensor([[*token_ids, *padding]], device=self.model.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, : len(token_ids)]
+        return logits.float().cpu()
+
+    def greedy(
+        self, prompt_ids: Sequence[int], num_tokens: int, draft: Sequence[int] = ()
+    ) -> Continuation:
+        """The `num_tokens` most likely tokens after the prompt, ties to the lowest id.
+
+        `draft` is a guess of them. It saves time and cannot change the result: a guess is kept exactly as far as each of its tokens
+        is the most likely one after all tokens before it, which is what a greedy continuation is.
+        """
+        prompt, tokens = list(prompt_ids), list(draft[:num_tokens])
+        while True:
+            # The last token of a complete continuation predicts nothing that was asked for.
+            logits = self.logits(prompt + tokens[: num_tokens - 1])
+            best = logits[len(prompt) - 1 :].argmax(dim=-1).tolist()
+            agreed = next(
+                (i for i, (a, b) in enumerate(zip(tokens, best, strict=False)) if a != b),
+                min(len(tokens), len(best)),
+            )
+            if agreed == num_tokens:
+                return Continuation(tuple(prompt), tuple(tokens), logits)
+            tokens = tokens[:agreed] + [best[agreed]]

@@ -1,0 +1,192 @@
+"""The demo model through HTTP: native routes, the official OpenAI client, streaming, structured output, concurrency."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+SUM = {"role": "user", "content": "What is 27 + 46?"}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", max_retries=0)
+
+
+def test_chat_answers_a_sum(client):
+    reply = client.chat.completions.create(model="default", messages=[SUM], temperature=0)
+    assert "73" in reply.choices[0].message.content
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+
+def test_stream_equals_plain_answer(client):
+    plain = client.chat.completions.create(model="default", messages=[SUM], temperature=0)
+    chunks = list(
+        client.chat.completions.create(
+            model="default",
+            messages=[SUM],
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == plain.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].choices == [] and chunks[-1].usage == plain.usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_json_schema_is_obeyed_even_at_high_temperature(client):
+    for seed in range(4):
+        reply = client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "Say something."}],
+            temperature=2.0,
+            seed=seed,
+            max_tokens=200,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": SCHEMA},
+            },
+        )
+        if reply.choices[0].finish_reason == "length":
+            continue
+        value = json.loads(reply.choices[0].message.content)
+        assert set(value) == {"name", "age"} and isinstance(value["age"], int)
+
+
+def test_regex_and_ebnf(server):
+    for constraint, pattern in (
+        ({"regex": "[0-9]{3}-[a-c]{2}"}, "[0-9]{3}-[a-c]{2}"),
+        ({"ebnf": 'root ::= "yes" | "no"'}, "yes|no"),
+    ):
+        body = {"text": "x", "sampling_params": {"max_new_tokens": 20, **constraint}}
+        status, reply = server.post("/generate", body)
+        assert status == 200 and re.fullmatch(pattern, reply["text"]), reply
+
+
+def test_seeds_reproduce_and_n_samples_differ(client):
+    ask = dict(
+        model="default",
+        messages=[{"role": "user", "content": "Tell me a number."}],
+        temperature=1.5,
+        max_tokens=24,
+    )
+    first = client.chat.completions.create(seed=7, n=4, **ask)
+    again = client.chat.completions.create(seed=7, n=4, **ask)
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+
+
+def test_concurrent_answers_equal_single_answers(server):
+    prompts = [
+        f"What is {a} + {b}?" for a, b in zip(range(3, 43, 2), range(50, 10, -2), strict=True)
+    ]
+
+    def ask(prompt):
+        body = {"text": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 24}}
+        return server.post("/generate", body)[1]["output_ids"]
+
+    single = [ask(prompt) for prompt in prompts]
+    assert server.request("/flush_cache", {})[0] == 200
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, prompts))
+    assert together == single
+
+
+def test_prefix_cache_is_reported(server):
+    body = {
+        "text": "A shared beginning that is long enough to be kept, number one.",
+        "sampling_params": {"temperature": 0, "max_new_tokens": 2},
+    }
+    server.post("/generate", body)
+    meta = server.post("/generate", body)[1]["meta_info"]
+    assert meta["cached_tokens"] == meta["prompt_tokens"] - 1
+
+
+def test_logprobs_follow_the_rules(server):
+    body = {
+        "text": "What is 3 + 4?",
+        "sampling_params": {"temperature": 0, "max_new_tokens": 6},
+        "return_logprob": True,
+        "logprob_start_len": 0,
+        "top_logprobs_num": 2,
+        "return_text_in_logprobs": True,
+    }
+    reply = server.post("/generate", body)[1]
+    meta = reply["meta_info"]
+    assert len(meta["input_token_logprobs"]) == meta["prompt_tokens"]
+    assert meta["input_token_logprobs"][0][0] is None
+    for entry, top in zip(meta["output_token_logprobs"], meta["output_top_logprobs"], strict=True):
+        assert entry[0] == pytest.approx(top[0][0], abs=1e-5)
+    assert all(entry[0] <= 0 for entry in meta["output_token_logprobs"])
+
+
+def test_stop_string_is_cut(server):
+    body = {"text": "What is 3 + 4?", "sampling_params": {"temperature": 0, "max_new_tokens": 30}}
+    whole = server.post("/generate", body)[1]["text"]
+    stop = whole[2:5]
+    body["sampling_params"]["stop"] = stop
+    reply = server.post("/generate", body)[1]
+    assert reply["text"] == whole[: whole.index(stop)]
+    assert reply["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+
+
+def test_client_that_leaves_frees_its_slots(server):
+    payload = json.dumps(
+        {
+            "text": "Hello",
+            "stream": True,
+            "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True, "temperature": 1},
+        }
+    ).encode()
+    host, port = server.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        raw.sendall(head.encode() + payload)
+        assert b"200 OK" in raw.recv(200)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        state = json.loads(server.get("/server_info")[1])["internal_states"][0]
+        if state["num_running_reqs"] == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the request of a client that left is still running")
+
+
+def test_information_routes(server):
+    info = json.loads(server.get("/model_info")[1])
+    assert info["is_generation"] is True and info["architectures"] == ["Qwen3ForCausalLM"]
+    assert json.loads(server.get("/get_model_info")[1])["model_path"] == info["model_path"]
+    state = json.loads(server.get("/server_info")[1])
+    assert state["max_total_num_tokens"] == 8192 and state["internal_states"][0]["memory_usage"]
+    assert server.get("/health_generate")[0] == 200
+    models = json.loads(server.get("/v1/models")[1])
+    assert models["data"][0]["owned_by"] == "sglang"
+    metrics = server.get("/metrics")[1]
+    for name in ("prompt_tokens_total", "time_to_first_token_seconds", "num_running_reqs"):
+        assert f"sglang:{name}" in metrics
+
+
+def test_tokenize_round_trip(server):
+    tokens = server.post("/tokenize", {"prompt": "27 + 46"})[1]
+    assert tokens["count"] == len(tokens["tokens"])
+    assert server.post("/detokenize", {"tokens": tokens["tokens"]})[1]["text"] == "27 + 46"
