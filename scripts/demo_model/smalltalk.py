@@ -55,7 +55,8 @@ _BEYOND = (
     "Who invented {x}?|What is the meaning of {x}?|Explain {x} to me.|Why is {x} important?|"
     "How do I make {x}?|What do you think about {x}?|Translate {x} into French.|"
     "When was {x} built?|Tell me a joke about {x}.|How does {x} work?|What is {x}?|"
-    "Who is {x}?|Write a song about {x}.|Write code for {x}.|What is the weather in {x}?|What is the best {x}?|Can you buy me {x}?|"
+    "Who is {x}?|Write a song about {x}.|Write code for {x}.|What is the weather in {x}?|"
+    "What is the best {x}?|Can you buy me {x}?|"
     "Tell me about {x}.|Where can I find {x}?|Tell me the history of {x}."
 ).split("|")
 

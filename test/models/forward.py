@@ -60,12 +60,12 @@ class HandRunner:
     @torch.inference_mode()
     def step(self, mode: ForwardMode, shares: list[Share]) -> list[torch.Tensor]:
         """Logits `[tokens, V]` of every token, per request."""
-        batch = self._build(mode, shares)
+        batch = self.build(mode, shares)
         self.backend.init_forward_metadata(batch)
         output = self.model.forward(batch.input_ids, batch.positions, batch)
         return list(output.full_logits.split([len(share.token_ids) for share in shares]))
 
-    def _build(self, mode: ForwardMode, shares: list[Share]) -> ForwardBatch:
+    def build(self, mode: ForwardMode, shares: list[Share]) -> ForwardBatch:
         new = [len(share.token_ids) for share in shares]
         starts = [share.start for share in shares]
         positions = [s + i for s, n in zip(starts, new, strict=True) for i in range(n)]

@@ -16,7 +16,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-
 from models.configs import BASE, CASES, Case
 
 
@@ -51,7 +50,11 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def write_checkpoint(
-    name: str, folder: Path, max_shard_size: str = "5GB", with_tokenizer: bool = False, **overrides: Any
+    name: str,
+    folder: Path,
+    max_shard_size: str = "5GB",
+    with_tokenizer: bool = False,
+    **overrides: Any,
 ) -> Path:
     """Save a case's model in `folder`; returns the folder."""
     model = build_model(name, **overrides)

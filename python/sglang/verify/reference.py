@@ -29,6 +29,11 @@ class Continuation:
         """The largest magnitude of a logit."""
         return float(self.logits.abs().max())
 
+    def head(self, num_tokens: int) -> Continuation:
+        """The same with the first `num_tokens` of its tokens."""
+        logits = self.logits[: len(self.prompt_ids) + num_tokens - 1]
+        return Continuation(self.prompt_ids, self.output_ids[:num_tokens], logits)
+
 
 class ReferenceModel:
     """A causal language model of transformers.

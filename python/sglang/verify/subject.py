@@ -99,6 +99,7 @@ class StepRecord:
     mode: str
     lens: list[int]  # tokens of each request
     chunks: int  # requests whose prefill does not end in this step
+    resumed: int  # requests that come back from a retraction with outputs
 
 
 class Subject:
@@ -170,7 +171,10 @@ class Session:
         self._worker = _RecordingWorker(subject.runner, self.planner)
         self._scheduler = Scheduler(
             SchedulerConfig(
-                context_len=model_config.context_len, eos_ids=frozenset(), depth=schedule.depth
+                context_len=model_config.context_len,
+                vocab_size=model_config.vocab_size,
+                eos_ids=frozenset(),
+                depth=schedule.depth,
             ),
             self.planner,
             OutputProcessor(
@@ -277,7 +281,7 @@ class _RecordingWorker:
 
     def __init__(self, runner: ModelRunner, planner: Planner) -> None:
         self._runner = _ListeningRunner(runner)
-        self._worker = TpWorker(self._runner, seed=0, enable_nan_detection=True)  # type: ignore[arg-type]
+        self._worker = TpWorker(self._runner, seed=0)  # type: ignore[arg-type]
         self._planner = planner
         self.traces: dict[str, Trace] = {}
         self.steps: list[StepRecord] = []
@@ -298,6 +302,7 @@ class _RecordingWorker:
                 mode=plan.mode,
                 lens=[work.num_tokens for work in plan.works],
                 chunks=sum(not work.sample for work in plan.works),
+                resumed=sum(bool(setup.output_ids) for setup in plan.setups),
             )
         )
         return launched

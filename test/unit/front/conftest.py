@@ -16,6 +16,7 @@ from scripted_scheduler import ScriptedScheduler  # noqa: E402
 
 from sglang.srt.managers.scheduler_client import SchedulerClient  # noqa: E402
 from sglang.srt.managers.tokenizer_manager import TokenizerManager  # noqa: E402
+from sglang.srt.observability.metrics import FrontMetrics  # noqa: E402
 from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 
 
@@ -48,7 +49,8 @@ def make_front(model_folder):
         scheduler = ScriptedScheduler(ports).start()
         info = client.wait_ready(lambda: None)
         loaded = getattr(tiny_tokenizers, tokenizer)() if tokenizer else None
-        manager = TokenizerManager(server_args, client, info, loaded)
+        metrics = FrontMetrics.from_server_args(server_args)
+        manager = TokenizerManager(server_args, client, info, loaded, metrics=metrics)
         cleanups.append(lambda: (manager.close(), scheduler.stop()))
         return Setup(manager, scheduler)
 

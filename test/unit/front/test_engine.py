@@ -129,7 +129,6 @@ def test_shutdown_twice_and_a_second_engine(model_folder):
         first.generate("w1")
     with ScriptedEngine(model_path=model_folder) as second:
         assert second.generate("w1")["text"] == "w1"
-    first._loop.close()
 
 
 def test_context_manager_lets_exceptions_pass_and_ends_the_process(model_folder):

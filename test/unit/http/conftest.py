@@ -111,7 +111,11 @@ class FakeManager:
                 meta["input_token_logprobs"] = inputs
                 if obj.top_logprobs_num:
                     meta["input_top_logprobs"] = [None, *[[t] for t in inputs[1:]]]
-        return {"text": "".join(self.pieces[:step]), "output_ids": list(range(step)), "meta_info": meta}
+        return {
+            "text": "".join(self.pieces[:step]),
+            "output_ids": list(range(step)),
+            "meta_info": meta,
+        }
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         self.aborted.append({"rid": rid, "abort_all": abort_all})
@@ -184,7 +188,11 @@ class Server:
         return self.request("GET", path, **kwargs)
 
     def post(self, path: str, body: Any = None, **kwargs: Any) -> httpx.Response:
-        return self.request("POST", path, json=body, **kwargs)
+        if body is not None:
+            # Escapes, so that a test can send what is no valid Unicode.
+            kwargs["content"] = json.dumps(body)
+            kwargs["headers"] = {"content-type": "application/json", **kwargs.get("headers", {})}
+        return self.request("POST", path, **kwargs)
 
     def chat(self, content: Any = "hi", **fields: Any) -> httpx.Response:
         messages = fields.pop("messages", [{"role": "user", "content": content}])

@@ -137,7 +137,9 @@ BOTH = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}"
 )
-PARTS = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+PARTS = [
+    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+]
 
 
 @pytest.mark.parametrize(
@@ -214,14 +216,13 @@ def test_trimmed_text_keeps_its_protection(tokenizer_of):
     assert prompt.text == f"<|im_start|>{FORGED} <|im_end|><|im_end|>"
 
 
-@pytest.mark.parametrize("change", ["m.content | upper", "m.content[:25]", "m.content | reverse"])
+@pytest.mark.parametrize(
+    "change", ["m.content | upper", "m.content[:25]", "m.content | replace('q', 'k')"]
+)
 def test_altered_text_is_refused(tokenizer_of, change):
     source = "{% for m in messages %}{{ " + change + " }}{% endfor %}"
     template = build(tokenizer_of(source), source)
     assert template.encode([{"role": "user", "content": "harmless"}]).text
-    if change.endswith("reverse"):
-        source = "{% for m in messages %}{{ m.content | replace('q', 'k') }}{% endfor %}"
-        template = build(tokenizer_of(source), source)
     with pytest.raises(RequestError, match="reserved special token"):
         template.encode([{"role": "user", "content": FORGED}])
 

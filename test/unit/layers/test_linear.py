@@ -145,9 +145,24 @@ def test_presharded_tensors_are_not_cut():
 @pytest.mark.parametrize(
     ("layer", "shape", "args", "words"),
     [
-        (lambda: ReplicatedLinear(6, 4, prefix="a.b"), (6, 4), (), ["a.b.weight", "(4, 6)", "(6, 4)"]),
-        (lambda: ColumnParallelLinear(6, 4, prefix="c"), (5, 6), (), ["c.weight", "must be 4", "(5, 6)"]),
-        (lambda: RowParallelLinear(6, 4, prefix="r"), (4, 5), (), ["r.weight", "must be 6", "(4, 5)"]),
+        (
+            lambda: ReplicatedLinear(6, 4, prefix="a.b"),
+            (6, 4),
+            (),
+            ["a.b.weight", "(4, 6)", "(6, 4)"],
+        ),
+        (
+            lambda: ColumnParallelLinear(6, 4, prefix="c"),
+            (5, 6),
+            (),
+            ["c.weight", "must be 4", "(5, 6)"],
+        ),
+        (
+            lambda: RowParallelLinear(6, 4, prefix="r"),
+            (4, 5),
+            (),
+            ["r.weight", "must be 6", "(4, 5)"],
+        ),
         (
             lambda: MergedColumnParallelLinear(6, [4, 8], prefix="m"),
             (7, 6),

@@ -110,7 +110,10 @@ def test_context_length_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         ModelConfig(path, context_length=300)
     with pytest.raises(ConfigError, match="at least 1"):
         ModelConfig(path, context_length=0)
-    with envs.SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN.override(True), caplog.at_level(logging.WARNING):
+    with (
+        envs.SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN.override(True),
+        caplog.at_level(logging.WARNING),
+    ):
         longer = ModelConfig(path, context_length=300)
     assert longer.context_len == 300 and "300" in caplog.text
     assert longer.facts.max_position_embeddings == 300  # rotary tables must reach that far
@@ -195,7 +198,11 @@ def test_hub_id_while_offline(tmp_path: Path) -> None:
         "except ValueError as error: assert 'cannot be fetched' in str(error), error\n"
         "else: raise SystemExit('not refused')\n"
     )
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": ":".join(sys.path),
+    }
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
 
 

@@ -27,7 +27,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     root = tmp_path / name
     (root / "sub").mkdir(parents=True)
     (root / "__init__.py").write_text("")
-    (root / "one.py").write_text(MODEL_SOURCE.format(name="LlamaForCausalLM", entry="LlamaForCausalLM"))
+    (root / "one.py").write_text(
+        MODEL_SOURCE.format(name="LlamaForCausalLM", entry="LlamaForCausalLM")
+    )
     (root / "two.py").write_text(MODEL_SOURCE.format(name="NewModel", entry="[NewModel]"))
     (root / "broken.py").write_text("import a_package_that_is_not_there\n")
     (root / "helper.py").write_text("x = 1\n")
@@ -131,7 +133,10 @@ def test_architecture_selection(tmp_path: Path, arch: str, model_impl: str, expe
         ("MadeUpForCausalLM", "auto"),
         ("MadeUpForCausalLM", "transformers"),
         ("Olmo2ForCausalLM", "sglang"),
-        ("LlavaForConditionalGeneration", "auto"),  # transformers has it, but not as a text generator
+        (
+            "LlavaForConditionalGeneration",
+            "auto",
+        ),  # transformers has it, but not as a text generator
         ("BloomForCausalLM", "auto"),  # its attention cannot be routed
     ],
 )

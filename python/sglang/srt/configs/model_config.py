@@ -101,7 +101,7 @@ class ModelConfig:
     @functools.cached_property
     def hf_config(self) -> Any:
         """The transformers config object that models are constructed with. Imports transformers."""
-        config = get_config(self.model_path, self.trust_remote_code, self.revision, self.overrides)
+        config = self._read_hf_config()
         config.architectures = list(self.architectures)
         if self.context_len > self.derived_context_len:
             _lengthen_positions(config, self.context_len)
@@ -145,12 +145,15 @@ class ModelConfig:
                 name = "bfloat16"
         return getattr(torch, name)
 
+    def _read_hf_config(self) -> Any:
+        return get_config(self.model_path, self.trust_remote_code, self.revision, self.overrides)
+
     def _early_facts(self) -> ModelFacts:
         """Facts from the JSON alone; through the config class when the file relies on its defaults."""
         written = self.config_dict.get("text_config") or self.config_dict
         if {"hidden_size", "vocab_size", "max_position_embeddings"} <= written.keys():
             return read_facts(self.config_dict)
-        return self.facts
+        return read_facts(self._read_hf_config())
 
     def _read_eos_token_ids(self, facts: ModelFacts) -> set[int]:
         """Every id that ends a generation: the config's and the generation config's."""

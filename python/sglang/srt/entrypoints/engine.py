@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
 from sglang.srt.entrypoints.launch import launch_front
 from sglang.srt.entrypoints.scheduler_processes import SchedulerTarget
 from sglang.srt.managers.io_struct import EmbeddingReqInput, FlushCacheReply, GenerateReqInput
+from sglang.srt.managers.request_state import ServiceError
 from sglang.srt.server_args import ServerArgs
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Engine:
             server_args = self.server_args_class(**kwargs)
         self.server_args = server_args
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_shut_down = False
         hooks = type(self)
         self._front = launch_front(
             server_args,
@@ -87,7 +89,7 @@ class Engine:
         Raises ValueError for a request that is refused, ServiceError for one the engine failed, RuntimeError inside a running loop.
         """
         arguments = locals()
-        self._refuse_running_loop()
+        self._check_usable()
         items = self._request(arguments)
         return self._iterate(items) if stream else self._run(_only(items))
 
@@ -118,7 +120,7 @@ class Engine:
         priority: int | None = None,
         *,
         return_text_in_logprobs: bool = False,
-    ) -> Item | list[Item] | AsyncIterator[Item]:
+    ) -> Item | list[Item] | AsyncGenerator[Item, None]:
         """Like `generate`, for use inside a running loop; with `stream`, awaiting it gives an async iterator."""
         items = self._request(locals())
         return items if stream else await _only(items)
@@ -135,7 +137,7 @@ class Engine:
         rid: str | list[str] | None = None,
     ) -> Item | list[Item]:
         """Embed one prompt or several. Raises ValueError when the model generates text."""
-        self._refuse_running_loop()
+        self._check_usable()
         return self._run(
             self.async_encode(
                 prompt, image_data, audio_data, video_data, dimensions, lora_path, external_trace_header, rid
@@ -169,16 +171,17 @@ class Engine:
 
     def flush_cache(self) -> FlushCacheReply:
         """Empty the prefix cache; `success` is False while requests run or wait."""
-        self._refuse_running_loop()
+        self._check_usable()
         return self._run(self.tokenizer_manager.flush_cache())
 
     def get_server_info(self) -> dict[str, Any]:
         """Flags and scheduler facts in one flat dict, with `internal_states` and `version`."""
-        self._refuse_running_loop()
+        self._check_usable()
         return self._run(self.tokenizer_manager.get_server_info())
 
     def shutdown(self) -> None:
         """End the processes; safe to call twice. Another engine may be created afterwards."""
+        self._is_shut_down = True
         self._front.close()
         if self._loop is not None and not self._loop.is_running() and not self._loop.is_closed():
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
@@ -205,8 +208,10 @@ class Engine:
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
 
-    def _refuse_running_loop(self) -> None:
-        """Before any coroutine is made, so that none is left unawaited."""
+    def _check_usable(self) -> None:
+        """Called before any coroutine is made, so that none is left unawaited."""
+        if self._is_shut_down:
+            raise ServiceError("The engine has been shut down.")
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -217,20 +222,20 @@ class Engine:
 
     def _run(self, work: Awaitable[T]) -> T:
         if self._loop is None or self._loop.is_closed():
-            self._loop = asyncio.new_event_loop()
+            self._loop = asyncio.new_event_loop()  # made inside a running loop, which is not ours
         return self._loop.run_until_complete(work)
 
-    def _iterate(self, items: AsyncIterator[Item]) -> Iterator[Item]:
-        end = object()
+    def _iterate(self, items: AsyncGenerator[Item, None]) -> Iterator[Item]:
         try:
-            while (item := self._run(anext(items, end))) is not end:
-                yield item  # type: ignore[misc]
+            while (item := self._run(_next(items))) is not None:
+                yield item
         finally:
-            self._run(items.aclose())  # type: ignore[attr-defined]
+            if not self._is_shut_down:
+                self._run(items.aclose())
 
     # --- arguments
 
-    def _request(self, arguments: dict[str, Any]) -> AsyncIterator[Any]:
+    def _request(self, arguments: dict[str, Any]) -> AsyncGenerator[Any, None]:
         _refuse_unsupported(arguments)
         values = {field.name: arguments[field.name] for field in _REQUEST_FIELDS}
         return self.tokenizer_manager.generate_request(
@@ -263,9 +268,16 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
         raise ValueError(f"data_parallel_rank={rank!r} is out of range; the only rank is 0")
 
 
-async def _only(items: AsyncIterator[T]) -> T:
+async def _only(items: AsyncGenerator[T, None]) -> T:
     """The one item of a generator; the caller's cancellation closes it."""
     try:
         return await anext(items)
     finally:
-        await items.aclose()  # type: ignore[attr-defined]
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T | None:
+    """The next item, None at the end."""
+    async for item in items:
+        return item
+    return None

@@ -55,8 +55,8 @@ def launch_front(
     """Start an engine and block until its model is loaded.
 
     Args:
-        on_scheduler_death: called with the reason, in a thread, when a scheduler process ends unasked; every waiting call has
-            been told by then. A server must end with a non-zero code.
+        on_scheduler_death: called with the reason, in a thread, when a scheduler process ends unasked; its loop is about to
+            tell every waiting call. A server then gives them a moment and ends with a non-zero code.
         scheduler_target: what the scheduler processes run; a module-level function.
         manager_class: replaces `TokenizerManager`.
 
@@ -96,20 +96,32 @@ def _build_manager(
     processes: SchedulerProcesses,
     manager_class: Callable[..., TokenizerManager] | None,
 ) -> tuple[TokenizerManager, dict[str, Any]]:
+    # Late: the scheduler is on its way by now.
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from sglang.srt.observability.metrics import FrontMetrics
+    from sglang.srt.observability.request_logger import RequestLogger
 
     tokenizer = None if server_args.skip_tokenizer_init else _load_tokenizer(server_args)
     model_config = _read_model_config(server_args)
     info = client.wait_ready(processes.check_alive)
     build = manager_class or TokenizerManager
-    return build(server_args, client, info, tokenizer, model_config), info
+    manager = build(
+        server_args,
+        client,
+        info,
+        tokenizer,
+        model_config,
+        FrontMetrics.from_server_args(server_args),
+        RequestLogger.from_server_args(server_args),
+    )
+    return manager, info
 
 
 def _load_tokenizer(server_args: ServerArgs) -> Any:
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
     return get_tokenizer(
-        server_args.tokenizer_path or server_args.model_path,
+        server_args.tokenizer_path or str(server_args.model_path),
         tokenizer_mode=server_args.tokenizer_mode,
         trust_remote_code=server_args.trust_remote_code,
         tokenizer_revision=server_args.revision,
@@ -119,4 +131,4 @@ def _load_tokenizer(server_args: ServerArgs) -> Any:
 def _read_model_config(server_args: ServerArgs) -> Mapping[str, Any]:
     from sglang.srt.utils.hf_transformers_utils import read_config_dict
 
-    return read_config_dict(server_args.model_path, server_args.revision)
+    return read_config_dict(str(server_args.model_path), server_args.revision)

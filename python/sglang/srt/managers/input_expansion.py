@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.utils.errors import RequestError
@@ -141,8 +141,8 @@ def _prompts(obj: GenerateReqInput) -> tuple[list[str] | None, list[list[int]] |
     if not isinstance(ids, list):
         raise RequestError("input_ids must be a list of token ids or a list of such lists")
     if ids and all(isinstance(item, list) for item in ids):
-        return None, ids, True
-    return None, [ids], False
+        return None, cast("list[list[int]]", ids), True
+    return None, [cast("list[int]", ids)], False
 
 
 def _spread(name: str, value: Any, default: Any, kind: type, size: int, is_list: bool) -> list[Any]:

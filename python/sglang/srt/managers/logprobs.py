@@ -52,7 +52,7 @@ class LogprobRecord:
         return fields
 
     def _read(self, chunk: LogprobChunk) -> None:
-        rows = {
+        rows: dict[str, list[Any]] = {
             "input_token_logprobs": self._triples(chunk.input_token or []),
             "output_token_logprobs": self._triples(chunk.output_token),
             "input_top_logprobs": self._rows(chunk.input_top or []),

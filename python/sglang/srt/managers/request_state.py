@@ -73,11 +73,10 @@ class RequestState:
         self.finished_ts = 0.0
         self.last_token_ts = 0.0
         self._options = options
-        self._detokenizer = detokenizer
         self._last: TokenOutput | None = None
         self._num_shown = 0  # output ids that the text has seen
         self._num_sent_ids = 0
-        self._text = self._open_text(source) if detokenizer is not None else None
+        self._text = self._open_text(source, detokenizer) if detokenizer is not None else None
 
     @property
     def is_finished(self) -> bool:
@@ -134,18 +133,16 @@ class RequestState:
     ) -> LogprobRecord | None:
         if not source.return_logprob:
             return None
-        has_text = options.text_in_logprobs and detokenizer is not None
+        has_text = options.text_in_logprobs
         return LogprobRecord(
             source.top_logprobs_num,
             source.token_ids_logprob is not None,
-            detokenizer.token_text if has_text else None,
+            detokenizer.token_text if has_text and detokenizer is not None else None,
         )
 
-    def _open_text(self, source: TokenizedGenerateReq) -> OutputText:
+    def _open_text(self, source: TokenizedGenerateReq, detokenizer: Detokenizer) -> OutputText:
         params = source.sampling_params
-        stream = self._detokenizer.open(
-            params.skip_special_tokens, params.spaces_between_special_tokens
-        )
+        stream = detokenizer.open(params.skip_special_tokens, params.spaces_between_special_tokens)
         return OutputText(
             stream,
             stop_strings=() if params.no_stop_trim else params.stop_strs,
@@ -158,6 +155,7 @@ class RequestState:
         if not self.is_finished:
             text.append(fresh)
         elif not text.is_final:
+            assert self._last is not None, "a request ends with an output"
             text.finish(fresh, self._last.trim_ids, self._last.trim_text)
 
     def _meta_info(self) -> dict[str, Any]:

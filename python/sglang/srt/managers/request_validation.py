@@ -95,10 +95,11 @@ class RequestValidator:
         params.verify(self._limits.vocab_size)
         room = self._limits.context_len - num_input
         # A default is nobody's wish, so the scheduler cuts it silently; what was asked for is not cut.
-        if prompt.asks_for_length and params.max_new_tokens >= room:
+        wanted = params.max_new_tokens
+        if prompt.asks_for_length and wanted is not None and wanted >= room:
             if not self._allow_auto_truncate:
                 raise RequestError(
-                    f"max_completion_tokens is too large: {params.max_new_tokens}. The model's context length "
+                    f"max_completion_tokens is too large: {wanted}. The model's context length "
                     f"is {self._limits.context_len} tokens and the input has {num_input}; ask for fewer than "
                     f"{room} new tokens."
                 )

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,9 +37,11 @@ from sglang.srt.managers.request_state import (
 )
 from sglang.srt.managers.request_validation import ModelLimits, RequestValidator
 from sglang.srt.managers.scheduler_client import SchedulerClient
-from sglang.srt.observability.metrics import FrontMetrics
-from sglang.srt.observability.request_logger import RequestLogger
 from sglang.srt.utils.errors import RequestError
+
+if TYPE_CHECKING:
+    from sglang.srt.observability.metrics import FrontMetrics
+    from sglang.srt.observability.request_logger import RequestLogger
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class TokenizerManager:
         scheduler_info: what it said about itself (`SchedulerReady.info`).
         tokenizer: a Hugging Face tokenizer, or None: token ids in, token ids out.
         model_config: the model's config.json, for `model_info`.
+        metrics, request_logger: told about every request; None when they are off.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class TokenizerManager:
         scheduler_info: Mapping[str, Any],
         tokenizer: Any = None,
         model_config: Mapping[str, Any] | None = None,
+        metrics: FrontMetrics | None = None,
+        request_logger: RequestLogger | None = None,
     ) -> None:
         self.server_args = server_args
         self.tokenizer = tokenizer
@@ -77,8 +82,8 @@ class TokenizerManager:
         self.model_info = _model_info(
             server_args, self.preferred_sampling_params, model_config or {}
         )
-        self.metrics = _open_metrics(server_args)
-        self.request_logger = RequestLogger.from_server_args(server_args)
+        self.metrics = metrics
+        self.request_logger = request_logger
         self.detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
         self._validator = RequestValidator(self.limits, tokenizer, server_args.allow_auto_truncate)
         self._client = client
@@ -116,7 +121,7 @@ class TokenizerManager:
 
     async def generate_request(
         self, obj: GenerateReqInput | EmbeddingReqInput, request: Any = None
-    ) -> AsyncIterator[Item | list[Item]]:
+    ) -> AsyncGenerator[Item | list[Item], None]:
         """Yield responses: single requests dicts; batches one list, or when streaming dicts with an `index`.
 
         Args:
@@ -330,7 +335,7 @@ class TokenizerManager:
         call: PendingCall,
         watch: DisconnectWatch | None,
         is_batch: bool,
-    ) -> AsyncIterator[Item | list[Item]]:
+    ) -> AsyncGenerator[Item | list[Item], None]:
         while call.num_unfinished:
             await call.wait()
             if watch is not None:
@@ -346,7 +351,7 @@ class TokenizerManager:
         call: PendingCall,
         watch: DisconnectWatch | None,
         is_batch: bool,
-    ) -> AsyncIterator[Item]:
+    ) -> AsyncGenerator[Item, None]:
         num_open = len(call.states)
         while num_open:
             await call.wait()
@@ -373,8 +378,8 @@ def parse_preferred(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(msgspec.json.decode(value) if isinstance(value, str) else value)
 
 
-def _given_ids(prompt: PromptInput, encoded: Any) -> list[int]:
-    return prompt.input_ids if prompt.text is None else next(encoded)
+def _given_ids(prompt: PromptInput, encoded: Iterator[list[int]]) -> list[int]:
+    return next(encoded) if prompt.input_ids is None else prompt.input_ids
 
 
 def _sample_rids(rid: str, n: int) -> list[str]:
@@ -405,14 +410,3 @@ def _model_info(
         "model_type": config.get("model_type"),
         "architectures": config.get("architectures"),
     }
-
-
-def _open_metrics(server_args: Any) -> FrontMetrics | None:
-    if not server_args.enable_metrics:
-        return None
-    return FrontMetrics(
-        server_args.served_model_name or server_args.model_path,
-        server_args.bucket_time_to_first_token,
-        server_args.bucket_inter_token_latency,
-        server_args.bucket_e2e_request_latency,
-    )

@@ -12,6 +12,7 @@ import torch
 
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.layers.attention.registry import create_attention_backend
+from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -54,6 +55,7 @@ class ModelRunner:
         self.model = get_model(
             model_config=model_config, load_config=load, device_config=config.device
         )
+        self._fix_rope_tables()
         self.weight_bytes = _parameter_bytes(self.model)
         logger.info(
             "Load weight end. type=%s, dtype=%s, weights=%.3f GiB, %.2f s",
@@ -83,6 +85,12 @@ class ModelRunner:
         self.attn_backend.init_forward_metadata(batch)
         kwargs = {"pp_proxy_tensors": None} if self._wants_pp_proxy else {}
         return self.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
+
+    def _fix_rope_tables(self) -> None:
+        """Settle tables that depend on the length of the sequence: cached keys must fit all later queries."""
+        for module in self.model.modules():
+            if isinstance(module, SwitchedRotaryEmbedding):
+                module.fix_context_length(self.model_config.context_len)
 
     # --- pools
 

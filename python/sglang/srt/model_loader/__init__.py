@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
-    from torch import nn
 
 
 def get_model(
@@ -19,7 +20,9 @@ def get_model(
         loader,  # late: plug-ins import sibling modules of this package
     )
 
-    return loader.get_model(model_config=model_config, load_config=load_config, device_config=device_config)
+    return loader.get_model(
+        model_config=model_config, load_config=load_config, device_config=device_config
+    )
 
 
 __all__ = ["get_model"]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.utils import get_model_architecture, set_default_torch_dtype
@@ -19,7 +21,6 @@ from sglang.srt.model_loader.weight_utils import (
     local_checkpoint_folder,
 )
 from sglang.srt.models.common.weights import WeightLoadError, WeightProblem, find_unfilled
-from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ def get_model(
     Raises ConfigError (WeightLoadError when the checkpoint does not fit the model).
     """
     loader = DummyModelLoader if load_config.load_format == "dummy" else DefaultModelLoader
-    return loader(load_config).load_model(model_config=model_config, device=torch.device(device_config))
+    return loader(load_config).load_model(
+        model_config=model_config, device=torch.device(device_config)
+    )
 
 
 class DefaultModelLoader:
@@ -156,7 +159,7 @@ class _Streams:
         return None
 
 
-def _fill(model: nn.Module, streams: _Streams, model_path: str) -> None:
+def _fill(model: Any, streams: _Streams, model_path: str) -> None:
     """Run the model's `load_weights` and check both directions. Raises WeightLoadError with everything found."""
     watch = _FillWatch(model)
     problems: list[WeightProblem] = []

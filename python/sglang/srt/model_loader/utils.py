@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.models.registry import FALLBACK_ARCH, ModelRegistry, unsupported_message
 from sglang.srt.utils.errors import ConfigError

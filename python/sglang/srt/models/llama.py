@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.hf_config import ModelFacts, read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -21,7 +23,6 @@ from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
 from sglang.srt.models.common.mlp import GatedMLP
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.utils import add_prefix
-from torch import nn
 
 
 class LlamaMLP(GatedMLP):

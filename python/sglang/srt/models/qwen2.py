@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -22,7 +24,6 @@ from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
 from sglang.srt.models.common.mlp import GatedMLP
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.utils import add_prefix
-from torch import nn
 
 
 class Qwen2MLP(GatedMLP):

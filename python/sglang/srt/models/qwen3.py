@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.hf_config import ModelFacts, read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -23,7 +25,6 @@ from sglang.srt.models.common.causal_lm import CausalLM
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.qwen2 import Qwen2MLP, Qwen2Model
 from sglang.srt.utils import add_prefix
-from torch import nn
 
 
 class Qwen3DecoderLayer(nn.Module):

@@ -56,7 +56,7 @@ _REFUSED_KEYS = (
 _REFUSED_ROPE = ("dynamic", "longrope")
 
 # The running forward pass: its batch and one attention per layer.
-_current: ContextVar[tuple[ForwardBatch, nn.ModuleList]] = ContextVar("sglang_attention")
+_current: ContextVar[tuple[ForwardBatch, Any]] = ContextVar("sglang_attention")
 
 
 class TransformersForCausalLM(nn.Module):
@@ -76,7 +76,7 @@ class TransformersForCausalLM(nn.Module):
         _register_attention()
         self._adopt(_construct(self.config, self.dtype))
         _check_layers(self.model, facts)
-        self.attentions = nn.ModuleList(
+        self.attentions: Any = nn.ModuleList(
             RadixAttention(
                 facts.num_attention_heads,
                 facts.head_dim,
@@ -124,12 +124,12 @@ class TransformersForCausalLM(nn.Module):
         skip = re.compile("|".join(ALWAYS_SKIPPED))
         state = {name: tensor for name, tensor in weights if not skip.search(name)}
         loaded, info = _load(type(self.lm_head.causal_lm), self.config, state, self.dtype)
+        self._adopt(loaded.to(self.device))
+        for param in self.parameters():
+            mark_filled(param)  # the report below says more than an unmarked parameter would
         problems = _problems(info, read_facts(self.config))
         if problems:
             raise WeightLoadError(problems)
-        self._adopt(loaded.to(self.device))
-        for param in self.parameters():
-            mark_filled(param)
         self.is_loaded = True
 
     def hf_parameters(self) -> dict[str, nn.Parameter]:
@@ -149,10 +149,10 @@ class TransformersForCausalLM(nn.Module):
         sizes = [attention.sliding_window_size for attention in self.attentions]
         return max((size for size in sizes if size > 0), default=None)
 
-    def _adopt(self, causal_lm: nn.Module) -> None:
+    def _adopt(self, causal_lm: Any) -> None:
         """Take a transformers model apart: its decoder becomes `model`, the rest the head."""
-        self.model = getattr(causal_lm, causal_lm.base_model_prefix)
-        self.lm_head = _Head(causal_lm)
+        self.model: Any = getattr(causal_lm, causal_lm.base_model_prefix)
+        self.lm_head: Any = _Head(causal_lm)
 
 
 class _Head(nn.Module):
@@ -178,7 +178,9 @@ class _Head(nn.Module):
 
 
 class _HeadMethod:
-    def apply(self, layer: _Head, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(
+        self, layer: _Head, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return layer.logits(x)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
@@ -222,7 +224,7 @@ class _ByHfName(nn.Module):
 
 
 def _attention_forward(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,  # [1, H, T, d]
     key: torch.Tensor,  # [1, K, T, d]
     value: torch.Tensor,  # [1, K, T, d]
@@ -312,7 +314,7 @@ def _problems(info: dict[str, Any], facts: ModelFacts) -> list[WeightProblem]:
     ]
     problems += [
         WeightProblem(f"parameter {name} is filled by no tensor")
-        for name in sorted(info["missing_keys"])
+        for name in sorted(set(info["missing_keys"]) - {key for key, *_ in info["mismatched_keys"]})
     ]
     for name, on_disk, wanted in sorted(info["mismatched_keys"]):
         text = f"tensor {name} {list(on_disk)} does not fit parameter {name} {list(wanted)}"
@@ -345,7 +347,7 @@ def _check_supported(config: Any, facts: ModelFacts) -> None:
 
 def _check_layers(model: nn.Module, facts: ModelFacts) -> None:
     """Every layer must have exactly one attention that goes through the table."""
-    ids = [
+    ids: list[Any] = [
         module.layer_idx
         for module in model.modules()
         if "layer_idx" in vars(module) and "attention" in type(module).__name__.lower()

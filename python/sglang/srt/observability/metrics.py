@@ -104,6 +104,18 @@ class FrontMetrics:
             key: self._gauge(_GAUGE_NAMES.get(key, key), help_) for key, help_ in _GAUGES.items()
         }
 
+    @classmethod
+    def from_server_args(cls, server_args: Any) -> FrontMetrics | None:
+        """None when metrics are off."""
+        if not server_args.enable_metrics:
+            return None
+        return cls(
+            server_args.served_model_name or server_args.model_path,
+            server_args.bucket_time_to_first_token,
+            server_args.bucket_inter_token_latency,
+            server_args.bucket_e2e_request_latency,
+        )
+
     @property
     def content_type(self) -> str:
         return self._prometheus.CONTENT_TYPE_LATEST

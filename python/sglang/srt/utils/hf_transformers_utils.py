@@ -198,9 +198,20 @@ def _build_config(
     if known in CONFIG_MAPPING:
         return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
     # A plug-in may bring a model file for a type that transformers has never heard of.
-    config = PretrainedConfig.from_dict(raw)
+    config: Any = PretrainedConfig.from_dict(_with_rope_parameters(raw))
     config.model_type = model_type
     return config
+
+
+def _with_rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
+    """The published rotary keys in transformers' present spelling, which config classes do by themselves."""
+    renamed = {key: value for key, value in raw.items() if key != "rope_scaling"}
+    settings = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    if settings or "rope_theta" in raw:
+        settings.setdefault("rope_type", settings.get("type", "default"))
+        settings.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+        renamed["rope_parameters"] = settings
+    return renamed
 
 
 def _restore_rope_theta(config: Any) -> None:
@@ -222,7 +233,7 @@ def _is_plain_tokenizer(name: str, revision: str | None) -> bool:
 def _load_plain_tokenizer(name: str, revision: str | None) -> Any:
     from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
+    return PreTrainedTokenizerFast.from_pretrained(name, revision=revision or "main")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -77,11 +77,10 @@ class RotaryEmbedding(MultiPlatformOp):
         self, cos_sin: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rotate by the given rows [T, r]. q and k go through the arithmetic together."""
-        num_tokens = cos_sin.shape[0]
-        q = query.reshape(num_tokens, -1, self.head_size)
+        q = query.flatten(1).unflatten(-1, (-1, self.head_size))
         if key is None:
             return self._rotate_heads(q, cos_sin, fresh=False).reshape(query.shape), None
-        k = key.reshape(num_tokens, -1, self.head_size)
+        k = key.flatten(1).unflatten(-1, (-1, self.head_size))
         heads = self._rotate_heads(torch.cat([q, k], dim=1), cos_sin, fresh=True)  # [T, N, d]
         num_q = q.shape[1]
         return heads[:, :num_q].reshape(query.shape), heads[:, num_q:].reshape(key.shape)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.hf_config import ModelFacts
 from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
@@ -20,7 +22,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.utils import apply_qk_norm
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
-from torch import nn
 
 
 class GQAttention(nn.Module):

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
+
 from sglang.srt.configs.hf_config import read_facts
 from sglang.srt.distributed import get_pp_group
 from sglang.srt.layers.layernorm import RMSNorm
@@ -24,7 +26,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, QKV, WeightMap, load_weights
 from sglang.srt.utils import add_prefix, make_layers
-from torch import nn
 
 Hidden = torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]
 
@@ -49,7 +50,7 @@ class DecoderModel(nn.Module):
         holds_embedding = self.pp_group.is_first_rank or (
             facts.tie_word_embeddings and self.pp_group.is_last_rank
         )
-        self.embed_tokens = (
+        self.embed_tokens: Any = (
             VocabParallelEmbedding(
                 facts.vocab_size,
                 facts.hidden_size,
@@ -59,6 +60,7 @@ class DecoderModel(nn.Module):
             if holds_embedding
             else PPMissingLayer()
         )
+        self.layers: Any
         self.layers, self.start_layer, self.end_layer = make_layers(
             facts.num_hidden_layers,
             lambda idx, prefix: self.layer_cls(
@@ -97,7 +99,7 @@ class DecoderModel(nn.Module):
         """Final hidden states `[T, D]`, with the captured ones when `layers_to_capture` is set."""
         if self.pp_group.is_first_rank or pp_proxy_tensors is None:
             hidden_states = self.embed(input_ids) if input_embeds is None else input_embeds
-            residual = None
+            residual: torch.Tensor | None = None
         else:
             hidden_states = pp_proxy_tensors["hidden_states"]
             residual = pp_proxy_tensors["residual"]
@@ -109,6 +111,7 @@ class DecoderModel(nn.Module):
                 positions, hidden_states, forward_batch, residual
             )
         if not self.pp_group.is_last_rank:
+            assert residual is not None, "a pipeline stage without layers"
             return PPProxyTensors({"hidden_states": hidden_states, "residual": residual})
         hidden_states, _ = add_norm(self.norm, hidden_states, residual)
         return (hidden_states, captured) if captured else hidden_states
@@ -133,8 +136,8 @@ class CausalLM(nn.Module):
         self.quant_config = quant_config
         self.pp_group = get_pp_group()
         self.is_tied = facts.tie_word_embeddings
-        self.model = self._init_model(config, quant_config, add_prefix("model", prefix))
-        self.lm_head = self._init_head(facts.vocab_size, facts.hidden_size, prefix)
+        self.model: Any = self._init_model(config, quant_config, add_prefix("model", prefix))
+        self.lm_head: Any = self._init_head(facts.vocab_size, facts.hidden_size, prefix)
         self.logits_processor = LogitsProcessor(config)
         self.pooler = Pooler(pooling_type=PoolingType.LAST, normalize=True)
         self.stacked_params_mapping = list(self.weight_map.stacked)

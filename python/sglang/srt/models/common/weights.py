@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
+
 from sglang.srt.layers.parameter import filled_shards, unfilled_shards
 from sglang.srt.layers.utils import get_layer_id
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils.errors import ConfigError
-from torch import nn
 
 # (part of the fused parameter's name, part of the checkpoint name, shard id)
 Stacked = tuple[str, str, str | int]
@@ -160,7 +161,7 @@ def _copy(
     tensor: torch.Tensor,
     shard_id: str | int | None,
 ) -> WeightProblem | None:
-    loader = getattr(param, "weight_loader", default_weight_loader)
+    loader: Callable[..., None] = getattr(param, "weight_loader", default_weight_loader)
     try:
         loader(param, tensor) if shard_id is None else loader(param, tensor, shard_id)
     except (ValueError, AssertionError, RuntimeError, IndexError) as error:

@@ -1,0 +1,1 @@
+"""Parts of the measuring tools: datasets, traffic, a lean HTTP client, reports. Nothing here needs torch."""
