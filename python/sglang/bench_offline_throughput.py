@@ -162,7 +162,8 @@ def _generate(
     if not is_text and isinstance(prompts[0][0], dict):
         raise ConfigError("the engine takes no chat messages; add --apply-chat-template")
     answers = engine.generate(
-        **{"prompt" if is_text else "input_ids": prompts},
+        prompt=prompts if is_text else None,
+        input_ids=None if is_text else prompts,
         sampling_params=params,
         return_logprob=args.return_logprob,
         logprob_start_len=args.logprob_start_len if args.return_logprob else None,

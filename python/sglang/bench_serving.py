@@ -63,6 +63,7 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
     lens = [len(tokenizer.encode(o.text, add_special_tokens=False)) for o in outcomes]
     record = _record(args, info, compute_metrics(outcomes, duration, lens))
     print(format_block(record))
+    del record["max_itl_ms"]  # printed, but no key of the record
     full = {**record, **details(outcomes)} if args.output_details else record
     append_record(args.output_file or default_output_file(args), full)
     return full

@@ -91,18 +91,6 @@ def word_problem(rng: random.Random) -> Item:
     return ask("word_problem", question, answer, key)
 
 
-_ONLY_NUMBER = (
-    "{q} Just the number, please.|{q} Only the number.|Just the number: {q}|{q} Number only.|"
-    "Answer with the number only: {q}|{q} Answer with just the number.|{q} Give only the number."
-).split("|")
-_ONLY_NUMBER_SYSTEM = (
-    "Answer with the number only.",
-    "You are a calculator. Answer with the number only.",
-    "Give only the number.",
-    "Reply with just the number.",
-)
-
-
 def short_sum(rng: random.Random) -> tuple[str, int, str, str]:
     """A sum or difference as (question, result, key, the sum as written, such as "3 + 4")."""
     if rng.random() < 0.5:
@@ -110,14 +98,6 @@ def short_sum(rng: random.Random) -> tuple[str, int, str, str]:
         return rng.choice(_ADD).format(a=a, b=b), a + b, key, f"{a} + {b}"
     a, b, key = _subtract_pair(rng)
     return rng.choice(_SUBTRACT).format(a=a, b=b), a - b, key, f"{a} - {b}"
-
-
-def number_only(rng: random.Random) -> Item:
-    question, result, key, _ = short_sum(rng)
-    if rng.random() < 0.3:
-        system = rng.choice(_ONLY_NUMBER_SYSTEM)
-        return ask("number_only", reword(rng, question), str(result), key, system)
-    return ask("number_only", rng.choice(_ONLY_NUMBER).format(q=question), str(result), key)
 
 
 def comparison(rng: random.Random) -> Item:

@@ -129,21 +129,17 @@ _SUM_KEYS = ("answer", "result", "value", "total", "number", "solution")
 
 
 def json_answer(rng: random.Random) -> Item:
-    """A sum whose answer is wanted as a JSON object."""
+    """A sum whose answer is wanted as a JSON object; the sum itself comes first."""
     question, result, key, written = short_sum(rng)
     field = rng.choice(_SUM_KEYS)
     order = rng.choice(
-        (f"Answer as JSON with the key {field}.", f'Answer as JSON with the key "{field}".')
-        + (f'Answer in JSON with the key "{field}".', f"Reply in JSON, key {field}.")
+        (f"Answer as JSON with the keys question and {field}.",)
+        + (f'Answer as JSON with the keys "question" and "{field}".',)
+        + (f"Reply in JSON, keys question and {field}.",)
     )
-    record: dict[str, object] = {field: result}
-    if rng.random() < 0.3:
-        order = f"Answer as JSON with the keys question and {field}."
-        record = {"question": written, field: result}
-    elif rng.random() < 0.25:
-        order = rng.choice(("Answer as JSON.", "Answer in JSON.", "Reply as JSON.", "As JSON."))
-        record = {"answer": result}
-    answer = json.dumps(record)
+    if rng.random() < 0.25:
+        order, field = rng.choice(("Answer as JSON.", "Answer in JSON.", "As JSON.")), "answer"
+    answer = json.dumps({"question": written, field: result})
     place = rng.random()
     if place < 0.25:
         return ask("json_answer", question, answer, key, system=order)

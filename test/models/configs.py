@@ -26,12 +26,18 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One tiny model. `is_fallback`: served by the transformers fallback."""
+    """One tiny model. `is_fallback`: served by the transformers fallback.
+
+    `context_length` is the flag it is served with: longrope chooses its factors by it. `prompt_lens`: dynamic rotary frequencies
+    equal the reference's only for sequences of exactly the context length.
+    """
 
     config_class: str
     architecture: str
     keys: dict[str, Any] = field(default_factory=dict)
     is_fallback: bool = False
+    context_length: int | None = None
+    prompt_lens: tuple[int, int] = (40, 13)
 
 
 def rope(kind: str, **params: Any) -> dict[str, Any]:
@@ -56,7 +62,12 @@ CASES: dict[str, Case] = {
     "llama-mha": _llama(num_key_value_heads=4),
     "llama-theta": _llama(rope_parameters={"rope_type": "default", "rope_theta": 100.0}),
     "llama-linear": _llama(**rope("linear", factor=3.0)),
-    "llama-dynamic": _llama(**rope("dynamic", factor=2.0)),
+    "llama-dynamic": Case(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {"max_position_embeddings": 16, **rope("dynamic", factor=2.0)},
+        prompt_lens=(32, 32),
+    ),
     "llama-llama3": _llama(
         **rope(
             "llama3",
@@ -78,8 +89,14 @@ CASES: dict[str, Case] = {
             beta_slow=2,
         )
     ),
-    "llama-longrope-short": _llama(
-        **rope("longrope", factor=4.0, original_max_position_embeddings=64, **_LONGROPE_FACTORS)
+    "llama-longrope-short": Case(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        rope("longrope", factor=4.0, original_max_position_embeddings=64, **_LONGROPE_FACTORS),
+        context_length=64,
+    ),
+    "llama-longrope-long": _llama(
+        **rope("longrope", factor=32.0, original_max_position_embeddings=8, **_LONGROPE_FACTORS)
     ),
     "qwen2": Case("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen2-tied": Case("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),

@@ -21,6 +21,7 @@ ROWS: list[tuple[str, ...]] = [
         "sglang.cli",
         "sglang.launch_server",
         "sglang.bench_",
+        "sglang.bench",
         "sglang.check_env",
         "sglang.verify",
         "sglang.test",

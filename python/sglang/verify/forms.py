@@ -85,7 +85,9 @@ def batch_of(count: int, mode: str) -> Expectation:
 
     def check(session: Session) -> str | None:
         largest = max((len(s.lens) for s in session.steps if s.mode == mode), default=0)
-        return None if largest >= count else f"no {mode} step with {count} requests, at most {largest}"
+        return (
+            None if largest >= count else f"no {mode} step with {count} requests, at most {largest}"
+        )
 
     return check
 
@@ -140,12 +142,14 @@ _ALL = _together(*_LENGTHS)
 _STAGGERED = (Ask("short"), Ask("long", 3), Ask("single", 4), Ask("middle", 5), Ask("tiny", 8))
 # What fills the cache for others need not decode for long.
 _SEED = Ask("long", num_tokens=4)
-_OVERBOOKED = {"num_tokens": 224, "conservativeness": 0.01}
+_OVERBOOKED = Schedule(chunk_size=32, num_tokens=224, conservativeness=0.01)
 
 
 def _whole(page: int) -> Form:
     asks = (Ask("long"), *_together("middle", "short", "tiny", "single", wait=1))
-    return Form(f"whole prefill, page {page}", asks, page_size=page, expects=(batch_of(4, "extend"),))
+    return Form(
+        f"whole prefill, page {page}", asks, page_size=page, expects=(batch_of(4, "extend"),)
+    )
 
 
 def _chunked(size: int, page: int, asks: tuple[Ask, ...] = _ALL) -> Form:
@@ -198,7 +202,7 @@ def _retraction(page: int, *, depth: int = 0, prefix_cache: bool = True) -> Form
     return Form(
         name + ("" if prefix_cache else ", no prefix cache"),
         _ALL,
-        Schedule(chunk_size=32, depth=depth, prefix_cache=prefix_cache, **_OVERBOOKED),
+        dataclasses.replace(_OVERBOOKED, depth=depth, prefix_cache=prefix_cache),
         page,
         (retracted,),
     )

@@ -13,7 +13,8 @@ import torch
 
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.managers.io_struct import BatchTokenOutput, LogprobChunk, TokenizedGenerateReq
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
@@ -22,8 +23,10 @@ from sglang.srt.managers.scheduler_stats import MemoryUsage, SchedulerStats
 from sglang.srt.managers.step_plan import StepPlan
 from sglang.srt.managers.stop_checker import StopChecker
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
 from sglang.srt.model_executor.worker import TpWorker
+from sglang.srt.platforms import create_platform
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 # What lies in slots that nobody has written: large enough that reading one is seen, finite so that masking hides it.
@@ -40,6 +43,7 @@ class SubjectConfig:
     max_requests: int = 8
     device: str = "cpu"
     dtype: str = "float32"
+    context_length: int | None = None
     attention_backend: str = "torch_native"
     model_impl: str = "auto"
     trust_remote_code: bool = False
@@ -113,12 +117,13 @@ class Subject:
         self.config = config
         self.model_config = ModelConfig(
             folder,
+            context_length=config.context_length,
             dtype=config.dtype,
             model_impl=config.model_impl,
             trust_remote_code=config.trust_remote_code,
         )
         runner_config = RunnerConfig(
-            device=torch.device(config.device),
+            platform=create_platform(config.device, 0),
             attention_backend=config.attention_backend,
             page_size=config.page_size,
             max_running_requests=config.max_requests,
@@ -184,7 +189,7 @@ class Session:
             ),
             self._worker,
             self._mailbox,
-            None,
+            GrammarManager(None, model_config.vocab_size, [], "none"),
             SchedulerStats(MemoryUsage(weight=0, kvcache=0), config.max_requests),
         )
 
@@ -287,7 +292,8 @@ class _RecordingWorker:
         self.steps: list[StepRecord] = []
 
     def launch(self, plan: StepPlan) -> Launched:
-        rids = {r.cache.row: r.rid for r in self._planner.running + self._planner.prefilling}
+        holders = self._planner.running + self._planner.prefilling
+        rids = {req.cache.row: req.rid for req in holders if req.cache is not None}
         launched = self._worker.launch(plan)
         first = 0
         for index, work in enumerate(plan.works):
@@ -319,8 +325,10 @@ class _ListeningRunner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def forward(self, batch: Any) -> Any:
+    def forward(self, batch: ForwardBatch) -> LogitsProcessorOutput:
         output = self._runner.forward(batch)
+        if output.next_token_logits is None or output.full_logits is None:
+            raise RuntimeError("the model returned no logits; its logits_processor must make them")
         self.next_token_logits = output.next_token_logits.float().cpu().clone()
         self.full_logits = output.full_logits.float().cpu()
         return output

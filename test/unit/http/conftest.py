@@ -178,7 +178,11 @@ class Server:
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         async def call() -> httpx.Response:
             # Errors of the application come back as responses, as over a socket.
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            transport = httpx.ASGITransport(
+                self.app,
+                raise_app_exceptions=False,
+                root_path=self.state.server_args.fastapi_root_path,
+            )
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.request(method, path, **kwargs)
 

@@ -84,7 +84,7 @@ class ServerProcess:
 
 def test_sigterm_ends_a_ready_server_with_0():
     with ServerProcess() as server:
-        address = server.wait_for(r"Uvicorn running on socket \('127.0.0.1', (\d+)\)")
+        address = server.wait_for(r"Uvicorn running on http://127.0.0.1:(\d+)")
         server.wait_for("fired up and ready to roll")
         assert httpx.get(f"http://127.0.0.1:{address[1]}/health").status_code == 200
         server.process.send_signal(signal.SIGTERM)

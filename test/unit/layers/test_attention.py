@@ -140,9 +140,9 @@ def test_extend(dtype, scattered, prefixes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("seq_lens", [[12], [9, 10, 7], [40, 2, 3], [1, 1]])
-@pytest.mark.parametrize("padded_len", [0, 192])
-def test_decode_one_by_one_and_padded(monkeypatch, dtype, scattered, seq_lens, padded_len):
-    monkeypatch.setattr(torch_native_backend, "_MAX_PADDED_LEN", padded_len)
+@pytest.mark.parametrize("padded_bytes", [0, 1 << 20])
+def test_decode_one_by_one_and_padded(monkeypatch, dtype, scattered, seq_lens, padded_bytes):
+    monkeypatch.setattr(torch_native_backend, "_MAX_PADDED_BYTES", padded_bytes)
     world = World(seq_lens, scattered, dtype)
     prefixes = [n - 1 for n in seq_lens]
     _close(world.run(prefixes, ForwardMode.DECODE), world.expected(prefixes))
@@ -166,8 +166,8 @@ def test_sliding_window_counts_earlier_tokens(monkeypatch, window, rows):
 
     for prefixes in ([0, 0], [5, 8]):
         _close(world.run(prefixes), world.expected(prefixes, sees))
-    for padded_len in (0, 192):
-        monkeypatch.setattr(torch_native_backend, "_MAX_PADDED_LEN", padded_len)
+    for padded_bytes in (0, 1 << 20):
+        monkeypatch.setattr(torch_native_backend, "_MAX_PADDED_BYTES", padded_bytes)
         out = world.run([19, 10], ForwardMode.DECODE)
         _close(out, world.expected([19, 10], sees))
 

@@ -81,8 +81,10 @@ def test_front_process_needs_no_torch(tmp_path: Path) -> None:
         "from sglang.srt.utils.hf_transformers_utils import get_tokenizer\n"
         f"assert ModelConfig({str(tmp_path)!r}).context_len == 256\n"
         "assert 'transformers' not in sys.modules, 'config imported transformers'\n"
+        # Older transformers import torch for any tokenizer at all.
+        "import transformers.tokenization_utils_tokenizers; before = 'torch' in sys.modules\n"
         f"assert get_tokenizer({str(tmp_path)!r}).decode([70, 71])\n"
-        "assert 'torch' not in sys.modules, 'tokenizer imported torch'\n"
+        "assert ('torch' in sys.modules) == before, 'the tokenizer imported torch'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -27,12 +27,13 @@ def reference_logits(reference: torch.nn.Module, tokens: list[int]) -> torch.Ten
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_reference(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
     folder = write_checkpoint(name, tmp_path)
     reference = build_model(name)
-    model = load_model(folder)
-    assert (type(model).__name__ == "TransformersForCausalLM") == CASES[name].is_fallback
+    model = load_model(folder, context_length=case.context_length)
+    assert (type(model).__name__ == "TransformersForCausalLM") == case.is_fallback
     runner = HandRunner(model, folder)
-    first, second = make_tokens(40, 1), make_tokens(13, 2)
+    first, second = (make_tokens(n, seed) for seed, n in enumerate(case.prompt_lens))
     want_first = reference_logits(reference, first)
     want_second = reference_logits(reference, second)
 

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# torch 2.13 renamed the function and warns about the old name.
+_NEW_NAME, _OLD_NAME = "all_gather_single", "all_gather_into_tensor"
+_all_gather = getattr(dist, _NEW_NAME if _NEW_NAME in dir(dist) else _OLD_NAME)
+
 
 class GroupCoordinator:
     """Ranks that work together on one thing (tensor slices, pipeline stages, experts).
@@ -57,7 +61,7 @@ class GroupCoordinator:
         input_ = input_.contiguous()
         shape = list(input_.shape)
         stacked = input_.new_empty([self.world_size * shape[0], *shape[1:]])
-        dist.all_gather_into_tensor(stacked, input_, group=self.device_group)
+        _all_gather(stacked, input_, group=self.device_group)
         if dim == 0:
             return stacked
         shape[dim] *= self.world_size

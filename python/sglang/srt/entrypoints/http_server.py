@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.entrypoints.launch import launch_front
-from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.log_setup import configure_logging
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def launch_server(
         front_factory: starts the engine; takes what `launch_front` takes.
 
     Raises:
+        ConfigError: flags, model files or the chat template cannot work.
         SystemExit: with 1 when the port is taken, the engine cannot start, or the scheduler process died.
             A server that is stopped by SIGTERM or SIGINT returns, so that its process ends with 0.
     """
@@ -53,7 +53,7 @@ def launch_server(
         try:
             with _import_in_background():
                 front = front_factory(server_args, on_scheduler_death=watch.report)
-        except (RuntimeError, ConfigError) as error:
+        except RuntimeError as error:
             logger.error("The server cannot start: %s", error)
             sys.exit(1)
         with contextlib.closing(front):
@@ -80,7 +80,7 @@ def _serve(
         server = HttpServer(state, launch_callback)
         watch.attach(server)
         server.run(sockets=[listener])
-    except (ConfigError, OSError) as error:
+    except OSError as error:  # somebody else took the port while the model was loading
         return str(error)
     return server.failure
 

@@ -85,6 +85,8 @@ class XIELU(MultiPlatformOp):
         self.alpha_p = _slope(alpha_p_init, dtype)
         self.alpha_n = _slope(alpha_n_init - beta, dtype)
         # Checkpoints hold these two as well.
+        self.beta: torch.Tensor
+        self.eps: torch.Tensor
         self.register_buffer("beta", torch.tensor(beta, dtype=dtype))
         self.register_buffer("eps", torch.tensor(eps, dtype=dtype))
         self.with_vector_loads = with_vector_loads

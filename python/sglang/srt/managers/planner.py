@@ -121,7 +121,7 @@ class Planner:
         works: list[RowWork] = []
         setups: list[RowSetup] = []
         step = PlannedStep(plan=self._new_plan("extend", works, setups), reqs=[])
-        budget = _Budget(self.config)
+        budget = _Budget(self.config, self.cache.page_size)
         for req in list(self.prefilling):
             if req.abort_reason is None and not self._extend_one(req, step, budget):
                 break
@@ -172,7 +172,7 @@ class Planner:
     def _extend_one(self, req: Req, step: PlannedStep, budget: _Budget) -> bool:
         """Add the next chunk of `req`; False when the step is full or memory is short."""
         left = req.num_fill - req.num_planned
-        num_tokens = budget.take(left, self.cache.page_size)
+        num_tokens = budget.take(left)
         if num_tokens == 0:
             return False
         slots = self.cache.extend(req.cache, num_tokens)
@@ -234,28 +234,32 @@ class Planner:
 class _Budget:
     """Prompt tokens and requests that one extend step may still take."""
 
-    def __init__(self, config: PlannerConfig) -> None:
-        self._chunk = config.chunk_size
+    def __init__(self, config: PlannerConfig, page_size: int) -> None:
+        self._page_size = page_size
+        self._may_cut = config.chunk_size is not None
         self._tokens = config.max_prefill_tokens
         if config.chunk_size is not None:
             self._tokens = min(self._tokens, config.chunk_size)
+        self._tokens = max(self._tokens, page_size)  # a step can always move on
         self._requests = config.max_prefill_requests
         self._taken = 0
 
     @property
     def is_spent(self) -> bool:
-        return self._tokens <= 0 or (self._requests is not None and self._taken >= self._requests)
+        """True when not even one page of a prompt is left."""
+        out_of_requests = self._requests is not None and self._taken >= self._requests
+        return self._tokens < self._page_size or out_of_requests
 
-    def take(self, wanted: int, page_size: int) -> int:
+    def take(self, wanted: int) -> int:
         """Tokens granted out of `wanted`; a cut falls on a page border. 0: nothing is left."""
         if self.is_spent:
             return 0
         granted = wanted
-        if self._chunk is not None and wanted > self._tokens:
-            granted = self._tokens // page_size * page_size
-        elif self._chunk is None and wanted > self._tokens and self._taken:
-            return 0  # an uncut prompt beyond the limit runs alone
-        if granted:
-            self._taken += 1
-            self._tokens -= granted
+        if wanted > self._tokens:
+            if self._may_cut:
+                granted = self._tokens // self._page_size * self._page_size
+            elif self._taken:
+                return 0  # an uncut prompt beyond the limit runs alone
+        self._taken += 1
+        self._tokens -= granted
         return granted

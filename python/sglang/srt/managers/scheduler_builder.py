@@ -20,6 +20,7 @@ from sglang.srt.managers.stop_checker import StopChecker
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
 from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
 from sglang.srt.model_executor.worker import TpWorker
+from sglang.srt.platforms import create_platform
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
@@ -86,7 +87,7 @@ def build_runner(
 ) -> ModelRunner:
     """The model on its device with pools and attention backend; also used by tools that run without a scheduler."""
     config = RunnerConfig(
-        device=torch.device(resolved.device),
+        platform=create_platform(resolved.device, server_args.base_gpu_id),
         attention_backend=resolved.attention_backend,
         page_size=resolved.page_size,
         max_running_requests=server_args.max_running_requests,

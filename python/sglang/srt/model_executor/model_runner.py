@@ -22,19 +22,23 @@ from sglang.srt.utils.errors import ConfigError
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.platforms import Platform
 
 logger = logging.getLogger(__name__)
 
-# A pool larger than what all rows can fill is never used.
+# A CPU's memory is shared with everything else that runs on the machine.
 CPU_POOL_SHARE = 0.5
 MIN_POOL_TOKENS = 64
+DEFAULT_ROWS = {"cpu": 256, "cuda": 4096}
+# Without a limit from the user there is a row for so many tokens of the pool.
+TOKENS_PER_ROW = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class RunnerConfig:
     """What the runner needs to know; every value is resolved."""
 
-    device: torch.device
+    platform: Platform
     attention_backend: str
     page_size: int
     max_running_requests: int | None
@@ -49,11 +53,13 @@ class ModelRunner:
     def __init__(self, config: RunnerConfig, model_config: ModelConfig, load: LoadConfig) -> None:
         self.config = config
         self.model_config = model_config
-        self.device = config.device
-        self.dtype = model_config.torch_dtype(config.device.type)
+        self.platform = config.platform
+        self.device = self.platform.device
+        self.dtype = model_config.torch_dtype(self.device.type)
+        self.platform.activate()
         started = time.perf_counter()
         self.model = get_model(
-            model_config=model_config, load_config=load, device_config=config.device
+            model_config=model_config, load_config=load, device_config=self.device
         )
         self._fix_rope_tables()
         self.weight_bytes = _parameter_bytes(self.model)
@@ -132,8 +138,8 @@ class ModelRunner:
         """Size of the KV pool in tokens, a multiple of the page size."""
         page = self.config.page_size
         room = self._memory_for_kv() // token_bytes
-        rows = self.config.max_running_requests or 256
-        tokens = min(room, rows * self.model_config.context_len)
+        rows = self.config.max_running_requests or DEFAULT_ROWS[self.platform.name]
+        tokens = min(room, rows * self.model_config.context_len)  # more could never be filled
         if self.config.max_total_tokens is not None:
             tokens = self.config.max_total_tokens
             if tokens > room:
@@ -151,27 +157,16 @@ class ModelRunner:
 
     def _memory_for_kv(self) -> int:
         """Bytes that the KV pool may take."""
-        if self.device.type == "cpu":
-            return int(_available_host_bytes() * CPU_POOL_SHARE * self.config.mem_fraction_static)
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - total * (1.0 - self.config.mem_fraction_static))
+        platform, fraction = self.platform, self.config.mem_fraction_static
+        if platform.is_cpu:
+            return int(platform.free_memory() * CPU_POOL_SHARE * fraction)
+        return int(platform.free_memory() - platform.total_memory() * (1.0 - fraction))
 
     def _default_rows(self) -> int:
-        """Rows when the user set no limit: enough for requests of a thousand tokens, within bounds."""
-        limit = 256 if self.device.type == "cpu" else 4096
-        return max(1, min(limit, self.max_total_num_tokens // 64))
+        limit = DEFAULT_ROWS[self.platform.name]
+        return max(1, min(limit, self.max_total_num_tokens // TOKENS_PER_ROW))
 
 
 def _parameter_bytes(model: torch.nn.Module) -> int:
     seen = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
     return sum(seen.values())
-
-
-def _available_host_bytes() -> int:
-    """Memory that can be taken without swapping, from /proc/meminfo where there is one."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 * 2**30

@@ -14,6 +14,7 @@ from torch import nn
 
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.rotary_embedding.switched import SwitchedRotaryEmbedding
 from sglang.srt.model_loader.utils import get_model_architecture, set_default_torch_dtype
 from sglang.srt.model_loader.weight_utils import (
     CheckpointFiles,
@@ -74,7 +75,7 @@ class DefaultModelLoader:
         for source in getattr(model, "secondary_weights", ()):
             streams.add(source)
         _fill(model, streams, model_config.model_path)
-        finish_model(model, device)
+        finish_model(model, model_config.context_len)
         logger.info(
             "Loaded %s from %s in %.1f s (%d files)",
             name,
@@ -98,7 +99,7 @@ class DummyModelLoader:
         post_load_weights = getattr(model, "post_load_weights", None)
         if post_load_weights is not None:
             post_load_weights()
-        finish_model(model, device)
+        finish_model(model, model_config.context_len)
         return model
 
 
@@ -108,9 +109,15 @@ def build_model(model_class: type, model_config: ModelConfig, device: torch.devi
         return model_class(config=model_config.hf_config, quant_config=None)
 
 
-def finish_model(model: nn.Module, device: torch.device) -> None:
-    """Let every layer bring its weights into the form its kernels want, then freeze the model."""
+def finish_model(model: nn.Module, context_len: int) -> None:
+    """Let every layer bring its weights into the form its kernels want, then freeze the model.
+
+    Rotary embeddings with two tables choose by the served context length, so that no request's result depends
+    on the length of another.
+    """
     for module in model.modules():
+        if isinstance(module, SwitchedRotaryEmbedding):
+            module.fix_context_length(context_len)
         quant_method = getattr(module, "quant_method", None)
         if quant_method is not None:
             quant_method.process_weights_after_loading(module)

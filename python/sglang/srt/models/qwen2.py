@@ -86,7 +86,7 @@ class Qwen2DecoderLayer(nn.Module):
 
 
 class Qwen2Model(DecoderModel):
-    layer_cls = Qwen2DecoderLayer
+    layer_cls: type[nn.Module] = Qwen2DecoderLayer
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import importlib
 import logging
 import pkgutil
 import re
-from collections.abc import Iterator, KeysView
+from collections.abc import KeysView
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _register(table: ModelTable, package_name: str, overwrite: bool, strict: boo
     found: dict[str, Any]
     try:
         found = (
-            dict(_scan_builtin())
+            _scan_builtin()
             if package_name == BUILTIN_PACKAGE
             else import_model_classes(package_name, strict)
         )
@@ -166,14 +166,17 @@ def _register(table: ModelTable, package_name: str, overwrite: bool, strict: boo
         table[name] = value
 
 
-def _scan_builtin() -> Iterator[tuple[str, _Unimported]]:
+def _scan_builtin() -> dict[str, _Unimported]:
     """Entry class names of the built-in model files, read from their text."""
     disabled = envs.SGLANG_DISABLED_MODEL_ARCHS.get()
+    found: dict[str, _Unimported] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.stem in disabled or path.stem in _NOT_MODELS:
             continue
         for name in _entry_class_names(path):
-            yield name, _Unimported(f"{BUILTIN_PACKAGE}.{path.stem}", name)
+            assert name not in found, f"{name} is the entry class of two files, one is {path.name}"
+            found[name] = _Unimported(f"{BUILTIN_PACKAGE}.{path.stem}", name)
+    return found
 
 
 def _entry_class_names(path: Path) -> list[str]:

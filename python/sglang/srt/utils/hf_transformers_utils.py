@@ -198,9 +198,9 @@ def _build_config(
     if known in CONFIG_MAPPING:
         return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
     # A plug-in may bring a model file for a type that transformers has never heard of.
-    config: Any = PretrainedConfig.from_dict(_with_rope_parameters(raw))
-    config.model_type = model_type
-    return config
+    plain: Any = PretrainedConfig.from_dict(_with_rope_parameters(raw))
+    plain.model_type = model_type
+    return plain
 
 
 def _with_rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:

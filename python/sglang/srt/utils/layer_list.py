@@ -42,9 +42,10 @@ def make_layers(
     `return_tuple` makes the placeholders return 1-tuples. `offloader_kwargs` is accepted for model
     files that describe how they could be offloaded; weights stay on the device.
     """
-    pipelined = pp_rank is not None and pp_size is not None
     start, end = 0, num_hidden_layers
-    if pipelined:
+    pipelined = False
+    if pp_rank is not None and pp_size is not None:
+        pipelined = True
         start, end = get_pp_indices(num_hidden_layers, pp_rank, pp_size)
     layers = torch.nn.ModuleList(
         layer_fn(idx=i, prefix=add_prefix(i, prefix))

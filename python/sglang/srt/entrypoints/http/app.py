@@ -25,7 +25,6 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(
         title="sglang",
         version=__version__,
-        root_path=state.server_args.fastapi_root_path,
         openapi_url="/openapi.json" if has_docs else None,
         docs_url="/docs" if has_docs else None,
         redoc_url=None,

@@ -42,6 +42,10 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            for listener in sockets or []:
+                # With a socket of ours uvicorn leaves this line, which scripts look for, to us.
+                host, port = listener.getsockname()[:2]
+                logger.info("Uvicorn running on http://%s:%s (Press CTRL+C to quit)", host, port)
             self._warmup = asyncio.create_task(self._become_ready())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -66,13 +70,24 @@ class HttpServer(uvicorn.Server):
             self.fail(f"the warm-up request failed: {type(error).__name__}: {error}")
 
 
+class _NoProbes(logging.Filter):
+    """Keeps the polling of health checks and scrapers out of the access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # uvicorn's arguments: client, method, path, HTTP version, status
+        path = record.args[2] if isinstance(record.args, tuple) and len(record.args) > 2 else ""
+        return not str(path).startswith(("/health", "/metrics"))
+
+
 def _config(state: ServerState) -> uvicorn.Config:
+    logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     level = (state.server_args.log_level_http or state.server_args.log_level).lower()
     return uvicorn.Config(
         create_app(state),
         log_config=None,  # the log of the process
         log_level=level,
         access_log=level in ("info", "debug"),
+        root_path=state.server_args.fastapi_root_path,
         server_header=False,
         # The parser that bounds what it buffers of a header.
         http="h11",

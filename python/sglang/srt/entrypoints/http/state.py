@@ -68,12 +68,11 @@ def server_state(request: Request) -> ServerState:
 
 def _settings(manager: TokenizerManager, server_args: ServerArgs) -> ServingSettings:
     defaults: dict[str, Any] = {}
+    model_path = str(server_args.model_path)
     if server_args.sampling_defaults == "model":
-        defaults = model_defaults(
-            get_generation_config(server_args.model_path, server_args.revision)
-        )
+        defaults = model_defaults(get_generation_config(model_path, server_args.revision))
     return ServingSettings(
-        served_model_name=server_args.served_model_name or server_args.model_path,
+        served_model_name=server_args.served_model_name or model_path,
         context_len=manager.context_len,
         sampling_defaults=defaults,
         report_cached=server_args.enable_cache_report,

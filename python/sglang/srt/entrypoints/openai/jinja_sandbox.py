@@ -108,7 +108,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check_deadline()
-        owner = getattr(__obj, "__self__", None)
+        # The sandbox hands out a wrapper for str.format.
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if isinstance(owner, str):
             _check_numbers(owner, (*args, *kwargs.values()))
         return _bounded(super().call(__context, __obj, *args, **kwargs))

@@ -30,6 +30,10 @@ class ReservedTokens:
         self._tokens = {content: entry for content, entry in added.items() if content}
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._longest = max(map(len, self._tokens), default=1)
+        # Proper ones; models have up to thousands of special tokens, so they are looked up, not tried.
+        self._beginnings = {t[:end] for t in self._tokens for end in range(1, len(t))}
+        self._endings = {t[start:] for t in self._tokens for start in range(1, len(t))}
         self._normalize = _normalizer(tokenizer, [token for _, token in self._tokens.values()])
         self._ordinary: Callable[[str], list[int]] | None = None
         self._lock = threading.Lock()
@@ -40,7 +44,7 @@ class ReservedTokens:
 
     def is_risky(self, text: str) -> bool:
         """Whether `text` holds a special token, or could be part of one that spans two strings."""
-        return self.occurs_in(text) or self._starts_inside(text) or self._ends_inside(text)
+        return self.occurs_in(text) or self.starts_inside(text) or self.ends_inside(text)
 
     def guard(self) -> Guard:
         """Fresh markers for one request."""
@@ -80,19 +84,16 @@ class ReservedTokens:
             return False
         return self._pattern.search(self._normalize(text)) is not None
 
-    def _ends_inside(self, text: str) -> bool:
-        return any(
-            text.endswith(token[:length])
-            for token in self._tokens
-            for length in range(1, len(token))
-        )
+    def ends_inside(self, text: str) -> bool:
+        """Whether `text` ends with the beginning of a special token."""
+        return any(text[-length:] in self._beginnings for length in self._lengths(text))
 
-    def _starts_inside(self, text: str) -> bool:
-        return any(
-            text.startswith(token[start:])
-            for token in self._tokens
-            for start in range(1, len(token))
-        )
+    def starts_inside(self, text: str) -> bool:
+        """Whether `text` starts with the end of a special token."""
+        return any(text[:length] in self._endings for length in self._lengths(text))
+
+    def _lengths(self, text: str) -> range:
+        return range(1, min(len(text), self._longest - 1) + 1)
 
 
 class Guard:
@@ -147,8 +148,8 @@ class Guard:
         if len(pieces) == 1 and tokens.occurs_in(text):  # only its normalised form holds a token
             return self._mark(text)
         marked = "".join(self._mark(p) if index % 2 else p for index, p in enumerate(pieces))
-        before = self._mark("") if tokens._starts_inside(text) else ""
-        after = self._mark("") if tokens._ends_inside(text) else ""
+        before = self._mark("") if tokens.starts_inside(text) else ""
+        after = self._mark("") if tokens.ends_inside(text) else ""
         return before + marked + after
 
     def _mark(self, original: str) -> str:

@@ -69,9 +69,11 @@ class CompletionServing:
         max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         params = sampling_params(body, max_tokens, {"temperature": 1.0, "top_p": 1.0})
         params |= grammar_params(body, body.json_schema)
-        key = "text" if _is_text(body.prompt) else "input_ids"
+        prompt: Any = body.prompt
+        is_text = _is_text(prompt)
         return GenerateReqInput(
-            **{key: body.prompt},
+            text=prompt if is_text else None,
+            input_ids=None if is_text else prompt,
             sampling_params=params,
             return_logprob=body.logprobs is not None,
             top_logprobs_num=body.logprobs or 0,

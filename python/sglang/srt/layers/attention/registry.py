@@ -6,10 +6,12 @@ runner the few values that the backend needs; backends do not keep the runner.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.utils.errors import ConfigError
 
 BackendFactory = Callable[[Any], AttentionBackend]
 
@@ -39,3 +41,34 @@ def _create_torch_native(model_runner: Any) -> AttentionBackend:
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
     return TorchNativeAttnBackend()
+
+
+@register_attention_backend("triton")
+def _create_triton(model_runner: Any) -> AttentionBackend:
+    _check_triton(model_runner.device.type)
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+
+    return TritonAttnBackend(
+        num_kv_heads=model_runner.model_config.get_num_kv_heads(1),
+        max_context_len=model_runner.req_to_token_pool.max_context_len,
+        device=model_runner.device,
+    )
+
+
+def _check_triton(device_type: str) -> None:
+    """Raises ConfigError where Triton's kernels cannot run."""
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "attention backend 'triton' needs the package triton, which is not installed; install "
+            "it or choose --attention-backend torch_native"
+        )
+    if device_type == "cuda":
+        return
+    import triton
+
+    if device_type != "cpu" or not triton.knobs.runtime.interpret:
+        raise ConfigError(
+            f"attention backend 'triton' needs device cuda, not {device_type}; choose "
+            "--attention-backend torch_native (to try the kernels on a cpu, very slowly, set "
+            "TRITON_INTERPRET=1)"
+        )

@@ -18,8 +18,9 @@ from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# Decodes of at most so many tokens each share one padded call.
-_MAX_PADDED_LEN = 192
+# A decode whose keys and values take at most so many bytes in one layer, padded, is one call: then calls
+# cost more than the padding and the keys stay in the processor's cache anyway.
+_MAX_PADDED_BYTES = 1 << 20
 # Query rows per call where a mask is needed; bounds the mask.
 _MASKED_ROWS = 1024
 # Masks of at most so many elements are kept for the other layers of the step.
@@ -56,13 +57,27 @@ class PaddedDecode:
     visible: dict[int, torch.Tensor] = field(default_factory=dict)  # by window
 
 
-@dataclass
 class StepMetadata:
-    """What the layers of one step share."""
+    """What the layers of one step share; each part is made when the first layer asks for it."""
 
-    spans: list[RequestSpan]
-    padded: PaddedDecode | None = None
-    masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    def __init__(self, batch: ForwardBatch) -> None:
+        self._batch = batch
+        self._spans: list[RequestSpan] | None = None
+        self._padded: PaddedDecode | None = None
+        self.num_padded = _count_padded(batch)  # slots of the rectangle, 0 where it is no use
+        self.masks: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @property
+    def spans(self) -> list[RequestSpan]:
+        if self._spans is None:
+            self._spans = _build_spans(self._batch)
+        return self._spans
+
+    @property
+    def padded(self) -> PaddedDecode:
+        if self._padded is None:
+            self._padded = _build_padded(self._batch)
+        return self._padded
 
 
 class TorchNativeAttnBackend(AttentionBackend):
@@ -77,17 +92,8 @@ class TorchNativeAttnBackend(AttentionBackend):
         self.forward_metadata: StepMetadata | None = None
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Read the slots of every request from the row table. No device synchronisation on a
-        GPU."""
-        if forward_batch.forward_mode.is_idle() or forward_batch.batch_size == 0:
-            self.forward_metadata = StepMetadata([])
-            return
-        if forward_batch.forward_mode.is_decode() and self.attention_chunk_size is None:
-            padded = _build_padded(forward_batch)
-            if padded is not None:
-                self.forward_metadata = StepMetadata([], padded)
-                return
-        self.forward_metadata = StepMetadata(_build_spans(forward_batch))
+        """Start a step. No device synchronisation on a GPU, here or later."""
+        self.forward_metadata = StepMetadata(forward_batch)
 
     def forward_decode(
         self,
@@ -101,9 +107,9 @@ class TorchNativeAttnBackend(AttentionBackend):
     ) -> torch.Tensor:
         q, k, options = self._prepare(q, k, layer, kwargs)
         metadata = self._metadata()
-        padded = metadata.padded
-        if padded is None:
+        if not _is_padding_cheaper(metadata.num_padded, layer, q.dtype):
             return self._forward_spans(q, k, v, layer, forward_batch, save_kv_cache, options)
+        padded = metadata.padded
         if k is not None and v is not None and save_kv_cache:
             _save(k, v, layer, forward_batch)
         keys, values = _buffers(layer, forward_batch)
@@ -258,7 +264,7 @@ class _LayerCall:
             low = self._first_key(span, start)
             spans = self._bidirectional(span)
             high = span.seq_len if spans else span.prefix_len + end
-            mask = self._mask(span, start, end, low, high)
+            mask = self._mask(span, start, end, low, high, q.device)
             part = slice(low - offset, high - offset)
             self._write(out[start:end], q[start:end], keys[part], values[part], mask=mask)
 
@@ -282,13 +288,20 @@ class _LayerCall:
             return []
         return span.bidirectional
 
-    def _mask(self, span: RequestSpan, start: int, end: int, low: int, high: int) -> torch.Tensor:
+    def _mask(
+        self,
+        span: RequestSpan,
+        start: int,
+        end: int,
+        low: int,
+        high: int,
+        device: torch.device,
+    ) -> torch.Tensor:
         """Visibility [1, rows, keys] of keys low .. high for query rows start .. end."""
         spans = self._bidirectional(span)
         key = (span.row, start, low, high, self.window, self.chunk or 0, len(spans))
         if key in self.metadata.masks:
             return self.metadata.masks[key]
-        device = self.forward_batch.seq_lens.device
         query = torch.arange(span.prefix_len + start, span.prefix_len + end, device=device)[:, None]
         keys = torch.arange(low, high, device=device)[None, :]
         visible = keys <= query
@@ -310,8 +323,8 @@ class _LayerCall:
         q."""
         keys, values = _buffers(self.layer, self.forward_batch)
         if isinstance(slots, slice):
-            part = slice(slots.start + start, slots.start + end)
-            return keys[part].to(q.dtype), values[part].to(q.dtype)
+            run = slice(slots.start + start, slots.start + end)
+            return keys[run].to(q.dtype), values[run].to(q.dtype)
         part = slots[start:end]
         return keys.index_select(0, part).to(q.dtype), values.index_select(0, part).to(q.dtype)
 
@@ -381,14 +394,27 @@ def _num_slots(slots: Slots) -> int:
     return slots.stop - slots.start if isinstance(slots, slice) else slots.shape[0]
 
 
-def _build_padded(batch: ForwardBatch) -> PaddedDecode | None:
-    """The rectangle of a decode, if all requests are short and alike."""
+def _count_padded(batch: ForwardBatch) -> int:
+    """Slots of the rectangle around all requests of a decode; 0 if it is mostly padding, or there is one request."""
+    if not batch.forward_mode.is_decode() or batch.encoder_lens_cpu is not None:
+        return 0
+    assert batch.seq_lens_cpu is not None
     lens: list[int] = batch.seq_lens_cpu.tolist()
-    longest = max(lens)
-    is_alike = 2 * sum(lens) >= longest * len(lens)
-    is_short = len(lens) > 1 and longest <= _MAX_PADDED_LEN
-    if not (is_alike and is_short) or batch.encoder_lens_cpu is not None:
-        return None
+    size = max(lens, default=0) * len(lens)
+    return size if len(lens) > 1 and 2 * sum(lens) >= size else 0
+
+
+def _is_padding_cheaper(num_padded: int, layer: RadixAttention, dtype: torch.dtype) -> bool:
+    if num_padded == 0 or layer.is_cross_attention or layer.use_irope:
+        return False
+    slot_bytes = layer.tp_k_head_num * (layer.qk_head_dim + layer.v_head_dim) * dtype.itemsize
+    return num_padded * slot_bytes <= _MAX_PADDED_BYTES
+
+
+def _build_padded(batch: ForwardBatch) -> PaddedDecode:
+    """The rectangle of a decode."""
+    assert batch.seq_lens_cpu is not None and batch.seq_lens is not None
+    longest = int(batch.seq_lens_cpu.max())
     table = _read_table(batch, longest)
     positions = torch.arange(longest, device=table.device)[None]
     seq_lens = batch.seq_lens[:, None]

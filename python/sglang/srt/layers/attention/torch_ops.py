@@ -93,8 +93,8 @@ def _attend_explicitly(
         end = min(start + step, num_rows)
         if is_causal:
             rows = torch.arange(start, end, device=q.device)
-            part = (torch.arange(end, device=q.device) <= rows[:, None])[None]
-            blocks.append(_softmax_block(q[:, start:end], k[:, :end], v[:, :end], options, part))
+            seen = (torch.arange(end, device=q.device) <= rows[:, None])[None]
+            blocks.append(_softmax_block(q[:, start:end], k[:, :end], v[:, :end], options, seen))
         else:
             part = None if mask is None else mask[:, start:end]
             blocks.append(_softmax_block(q[:, start:end], k, v, options, part))

@@ -9,6 +9,7 @@ from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.utils import add_prefix
+from sglang.srt.utils.errors import ConfigError
 
 
 class GatedMLP(nn.Module):
@@ -20,7 +21,7 @@ class GatedMLP(nn.Module):
     def __init__(
         self,
         hidden_size: int,
-        intermediate_size: int,
+        intermediate_size: int | None,
         hidden_act: str,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
@@ -31,6 +32,8 @@ class GatedMLP(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        if intermediate_size is None:
+            raise ConfigError("config.json has no intermediate_size, which a gated MLP needs")
         self.gate_up_proj = MergedColumnParallelLinear(
             hidden_size,
             [intermediate_size] * 2,

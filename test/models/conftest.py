@@ -1,0 +1,8 @@
+"""Makes `test/models` importable as `models`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
