@@ -130,7 +130,11 @@ def _run_http(args: argparse.Namespace, repeat: int) -> dict[str, float]:
     flags = ["--model-path", str(args.cache_dir / "tiny-llama"), "--device", "cpu"]
     flags += ["--dtype", "bfloat16", "--context-length", "2048", "--max-total-tokens", "16384"]
     sizes = _sizes(args)
-    with tempfile.TemporaryDirectory() as folder, running_server(flags, env) as (url, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        records.limited_cores(args.threads),
+        running_server(flags, env) as (url, _),
+    ):
         out = Path(folder) / "record.jsonl"
         command = [sys.executable, "-m", "sglang.bench_serving", "--base-url", url]
         command += ["--dataset-name", "random-ids", "--tokenize-prompt", "--seed", str(repeat)]

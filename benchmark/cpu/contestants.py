@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +72,7 @@ class TransformersContestant:
 
         torch.set_num_threads(threads)
         self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
         self._model.eval()
 
     def generate(self, prompts: Prompts, output_lens: list[int]) -> float:
@@ -122,12 +121,16 @@ CONTESTANTS: dict[str, type[EngineContestant] | type[TransformersContestant]] = 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Row -> figure, for the rows of this contestant's model."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    with records.limited_cores(args.threads):
+        return _run_rows(args)
+
+
+def _run_rows(args: argparse.Namespace) -> dict[str, float]:
     model = Path(args.model_path).name
     contestant: Closable = CONTESTANTS[args.who](
         args.model_path, args.threads, json.loads(args.engine_args)
     )
-    figures = {"start": time.time() - args.started} if args.started else {}
+    figures: dict[str, float] = {"start": time.time() - args.started} if args.started else {}
     sizes = workloads.QUICK if args.quick else workloads.FULL
     try:
         draw = Draw(vocab_size(model), args.seed)

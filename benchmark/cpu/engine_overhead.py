@@ -57,7 +57,7 @@ class Stopwatch:
     """Sums the time spent in chosen methods of chosen objects."""
 
     def __init__(self) -> None:
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def watch(self, owner: Any, method: str, name: str) -> None:
         """Replace a bound method by one that is timed."""
@@ -145,7 +145,8 @@ class Bench:
         watch(scheduler, "_commit_oldest", "commit")
 
     def _can(self, model: Any) -> None:
-        real, recorded = model.forward, []
+        real = model.forward
+        recorded: list[Any] = []
 
         def replay(*args: Any, **kwargs: Any) -> Any:
             if not recorded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,17 @@ def load_average() -> tuple[float, float, float]:
 def num_cpus() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def limited_cores(count: int) -> Iterator[None]:
+    """Keep this process and the children it starts meanwhile on `count` cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def cpu_model() -> str:

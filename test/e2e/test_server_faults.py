@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-import sglang
 from server import running, start
+
+import sglang
 
 DEMO = Path(sglang.__file__).parent / "demo_model"
 

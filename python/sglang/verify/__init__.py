@@ -1,8 +1,9 @@
 """Proof that a checkpoint computes here what it computes in transformers.
 
-    results = prove("path/to/checkpoint")      # one FormResult per way of computing a sequence
-    print(markdown_table(results))
+    from sglang.verify.proof import prove
+    from sglang.verify.report import markdown_table
+    print(markdown_table(prove("path/to/checkpoint")))
 
-`reference` is transformers, `subject` is this engine driven in process, `forms` are the ways (whole and chunked prefill, cached
-prefixes, mixed decode, retraction ...), `comparison` is the bound, `report` the tables. Importing this package loads nothing heavy.
+`reference` is transformers, `subject` this engine driven in process, `forms` the ways to compute a sequence (whole and chunked prefill, cached
+prefixes, mixed decode, retraction ...), `comparison` the bound, `proof` runs forms. Importing this package loads nothing heavy.
 """

@@ -106,6 +106,10 @@ class ModelFacts:
             return -1
         return self.sliding_window - 1
 
+    def rope_of_layer(self, layer_id: int) -> RopeFacts | None:
+        """A layer's rotary settings: those of its type where types differ, else the model's."""
+        return self.rope_per_layer_type.get(self.layer_types[layer_id], self.rope)
+
     @property
     def derived_context_len(self) -> int:
         """Tokens the position encoding was made for, rope scaling included."""

@@ -67,7 +67,7 @@ class OutputProcessor:
         self.finish(req, stop.reason)
 
     def _share_prefix(self, req: Req) -> None:
-        self._cache.commit_prefix(req.cache, req.computed_ids())
+        self._cache.commit_prefix(req.handle, req.computed_ids())
         if req.num_computed >= req.num_fill:
             self._planner.shared.discard(req)
 
@@ -139,43 +139,38 @@ def _add_logprobs(req: Req, work: RowWork, row: RowLogprobs) -> None:
     if req.wants_input_logprobs and not req.input_logprobs_done:
         _add_input_logprobs(req, work, row)
     if work.sample and row.output is not None:
-        _add_output_logprobs(req, work, row)
+        _add_output_logprobs(req, row.output, row)
 
 
 def _add_input_logprobs(req: Req, work: RowWork, row: RowLogprobs) -> None:
     """Entries for the prompt positions that this chunk predicts; position 0 has nothing before it."""
     chunk = req.logprobs
-    if chunk.input_token is None:
-        _start_input_logprobs(req, chunk)
+    # What precedes the first entry: nothing predicts position 0.
+    first_entry = [None] if chunk.input_token is None and req.logprob_start_len == 0 else []
     first = work.start + work.input_logprob_start + 1  # position that the first row predicts
     targets = req.prompt_ids[first : work.start + work.num_tokens + 1]
-    chunk.input_token.extend(zip(row.input, targets))  # noqa: B905 (the last row may predict an output)
+    count = len(targets)  # the row of the last prompt token predicts an output instead
+    tokens: list[tuple[float | None, int]] = [(None, req.prompt_ids[0]) for _ in first_entry]
+    tokens += zip(row.input[:count], targets, strict=True)
+    chunk.input_token = (chunk.input_token or []) + tokens
     if req.top_logprobs_num:
-        tops = row.input_top[: len(targets)]
-        chunk.input_top.extend(list(zip(values, ids, strict=True)) for values, ids in tops)
+        tops = [list(zip(*top, strict=True)) for top in row.input_top[:count]]
+        chunk.input_top = (chunk.input_top or []) + first_entry + tops
     if req.token_ids_logprob:
-        rows = row.input_ids[: len(targets)]
-        chunk.input_ids.extend(
-            list(zip(values, req.token_ids_logprob, strict=True)) for values in rows
-        )
+        given = [
+            list(zip(values, req.token_ids_logprob, strict=True))
+            for values in row.input_ids[:count]
+        ]
+        chunk.input_ids = (chunk.input_ids or []) + first_entry + given
     if work.start + work.num_tokens >= req.prompt_len:
         req.input_logprobs_done = True
 
 
-def _start_input_logprobs(req: Req, chunk: LogprobChunk) -> None:
-    starts_at_zero = req.logprob_start_len == 0
-    chunk.input_token = [(None, req.prompt_ids[0])] if starts_at_zero else []
-    if req.top_logprobs_num:
-        chunk.input_top = [None] if starts_at_zero else []
-    if req.token_ids_logprob:
-        chunk.input_ids = [None] if starts_at_zero else []
-
-
-def _add_output_logprobs(req: Req, work: RowWork, row: RowLogprobs) -> None:
+def _add_output_logprobs(req: Req, logprob: float, row: RowLogprobs) -> None:
     chunk = req.logprobs
-    chunk.output_token.append((row.output, row.output_token))
+    chunk.output_token.append((logprob, row.output_token))
     if row.output_top is not None:
         values, ids = row.output_top
         chunk.output_top.append(list(zip(values, ids, strict=True)))
-    if row.output_ids is not None:
+    if row.output_ids is not None and req.token_ids_logprob is not None:
         chunk.output_ids.append(list(zip(row.output_ids, req.token_ids_logprob, strict=True)))

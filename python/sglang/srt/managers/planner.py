@@ -12,7 +12,7 @@ import numpy as np
 
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.schedule_policy import NewTokenRatio, SharedPrefixes, WaitingQueue
-from sglang.srt.managers.step_plan import RowSetup, RowWork, StepPlan
+from sglang.srt.managers.step_plan import RowSetup, RowWork, StepMode, StepPlan
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
 
 
@@ -89,7 +89,7 @@ class Planner:
     def lacks_decode_slots(self) -> bool:
         """True when the next decode step does not fit in the KV pool even after evicting everything evictable."""
         reqs = self.decoding()
-        needed = sum(self.cache.slots_needed(req.cache, 1) for req in reqs)
+        needed = sum(self.cache.slots_needed(req.handle, 1) for req in reqs)
         return needed > self.cache.num_available()
 
     def retract(self) -> list[Req]:
@@ -110,7 +110,7 @@ class Planner:
         """Give back the row and slots of `req`; it waits at the head of the queue to be computed again."""
         assert req.num_in_flight == 0, f"request {req.rid} has a step in flight"
         self.drop(req)
-        self.cache.close(req.cache, req.computed_ids())
+        self.cache.close(req.handle, req.computed_ids())
         req.reset_for_retraction()
         self.waiting.prepend([req])
         self.num_retracted += 1
@@ -164,7 +164,7 @@ class Planner:
 
     def _unadmit(self, req: Req) -> None:
         self.drop(req)
-        self.cache.close(req.cache, [], insert=False)
+        self.cache.close(req.handle, [], insert=False)
         req.cache = None
         req.num_planned = req.num_computed = 0
         self.waiting.prepend([req])
@@ -175,7 +175,7 @@ class Planner:
         num_tokens = budget.take(left)
         if num_tokens == 0:
             return False
-        slots = self.cache.extend(req.cache, num_tokens)
+        slots = self.cache.extend(req.handle, num_tokens)
         if slots is None:
             return False
         if req.needs_setup:
@@ -201,7 +201,7 @@ class Planner:
         """One token for every running request that is not in the step already."""
         present = {id(req) for req in step.reqs}
         reqs = [req for req in self.decoding() if id(req) not in present]
-        slots = self.cache.extend_many([req.cache for req in reqs]) if reqs else None
+        slots = self.cache.extend_many([req.handle for req in reqs]) if reqs else None
         if slots is None:
             return
         if step.reqs:
@@ -210,7 +210,7 @@ class Planner:
             step.plan.works.append(req.make_work(1, slot))
             step.reqs.append(req)
 
-    def _new_plan(self, mode: str, works: list[RowWork], setups: list[RowSetup]) -> StepPlan:
+    def _new_plan(self, mode: StepMode, works: list[RowWork], setups: list[RowSetup]) -> StepPlan:
         self._step_id += 1
         return StepPlan(step_id=self._step_id, mode=mode, works=works, setups=setups)
 
@@ -219,11 +219,11 @@ class Planner:
     def check(self) -> None:
         """Every request with a row has a handle of the right length, and no row is used twice."""
         holders = self.prefilling + self.running
-        rows = [req.cache.row for req in holders]
+        rows = [req.handle.row for req in holders]
         assert len(set(rows)) == len(rows), f"rows used twice: {sorted(rows)}"
         for req in holders:
-            assert req.cache.length >= req.num_planned >= req.num_computed, (
-                f"request {req.rid}: {req.cache.length} slots, {req.num_planned} planned, "
+            assert req.handle.length >= req.num_planned >= req.num_computed, (
+                f"request {req.rid}: {req.handle.length} slots, {req.num_planned} planned, "
                 f"{req.num_computed} computed"
             )
         for req in self.waiting:

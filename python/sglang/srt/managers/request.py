@@ -60,6 +60,12 @@ class Req:
         self.input_logprobs_done = False
         self._prompt_array: np.ndarray | None = None
 
+    @property
+    def handle(self) -> RequestCache:
+        """The row and slots of a request that holds them."""
+        assert self.cache is not None, f"request {self.rid} has no row"
+        return self.cache
+
     # --- lengths
 
     @property
@@ -140,10 +146,9 @@ class Req:
     # --- planning
 
     def make_setup(self) -> RowSetup:
-        assert self.cache is not None, f"request {self.rid} has no row"
         self.needs_setup = False
         return RowSetup(
-            row=self.cache.row,
+            row=self.handle.row,
             sampling=sampling_spec(self),
             prompt_ids=self.prompt_ids,
             output_ids=list(self.output_ids),
@@ -151,8 +156,7 @@ class Req:
 
     def make_work(self, num_tokens: int, new_slots: np.ndarray) -> RowWork:
         """The next `num_tokens` positions as a work item; advances `num_planned`."""
-        cache = self.cache
-        assert cache is not None, f"request {self.rid} has no row"
+        cache = self.handle
         start, end = self.num_planned, self.num_planned + num_tokens
         is_decode = start >= self.num_fill
         rewrite = start > 0 and (self.table_stale or cache.table_dirty_from is not None)

@@ -372,6 +372,7 @@ class _LayerCall:
     ) -> torch.Tensor:
         layer, metadata = self.layer, self.metadata
         is_cross = layer.is_cross_attention
+        is_causal = not (self.is_encoder or is_cross)
         new = None if k is None or v is None or is_cross else (k, v)
         has_pool = not (self.is_encoder and new is not None)
         pool = self._buffers() if has_pool else None
@@ -393,9 +394,9 @@ class _LayerCall:
                 self.sinks,
                 k_scale,
                 v_scale,
-                is_causal=not (self.is_encoder or is_cross),
+                is_causal=is_causal,
                 spans=spans,
-                mask=metadata.custom_mask,
+                mask=metadata.custom_mask if is_causal else None,
                 mask_starts=metadata.mask_indptr,
             ),
             config,

@@ -85,6 +85,10 @@ class DecoderModel(nn.Module):
         """Embedding of the tokens; a model that scales it overrides this."""
         return self.embed_tokens(input_ids)
 
+    def add_positions(self, hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The first layer's input `[T, D]`; a model with learned absolute positions overrides this."""
+        return hidden_states
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
@@ -99,6 +103,7 @@ class DecoderModel(nn.Module):
         """Final hidden states `[T, D]`, with the captured ones when `layers_to_capture` is set."""
         if self.pp_group.is_first_rank or pp_proxy_tensors is None:
             hidden_states = self.embed(input_ids) if input_embeds is None else input_embeds
+            hidden_states = self.add_positions(hidden_states, positions)
             residual: torch.Tensor | None = None
         else:
             hidden_states = pp_proxy_tensors["hidden_states"]
@@ -122,6 +127,8 @@ class CausalLM(nn.Module):
 
     model_cls: type[nn.Module]
     weight_map: WeightMap = WeightMap(stacked=(*QKV, *GATE_UP))
+    # Whether the head adds a bias (`lm_head.bias`).
+    head_bias: bool = False
     packed_modules_mapping = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -138,7 +145,7 @@ class CausalLM(nn.Module):
         self.is_tied = facts.tie_word_embeddings
         self.model: Any = self._init_model(config, quant_config, add_prefix("model", prefix))
         self.lm_head: Any = self._init_head(facts.vocab_size, facts.hidden_size, prefix)
-        self.logits_processor = LogitsProcessor(config)
+        self.logits_processor = LogitsProcessor(config, logit_scale=self.logit_scale(config))
         self.pooler = Pooler(pooling_type=PoolingType.LAST, normalize=True)
         self.stacked_params_mapping = list(self.weight_map.stacked)
         self.capture_aux_hidden_states = False
@@ -157,9 +164,14 @@ class CausalLM(nn.Module):
         return ParallelLMHead(
             vocab_size,
             hidden_size,
+            bias=self.head_bias,
             quant_config=self.quant_config,
             prefix=add_prefix("lm_head", prefix),
         )
+
+    def logit_scale(self, config: Any) -> float | None:
+        """Factor of the logits; None for one. A model that scales them overrides this."""
+        return None
 
     def forward(
         self,

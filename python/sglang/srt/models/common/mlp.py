@@ -1,12 +1,19 @@
-"""The gated feed-forward block: `down(act(gate(x)) * up(x))`, gate and up in one matrix."""
+"""Feed-forward blocks: gated, `down(act(gate(x)) * up(x))` with gate and up in one matrix, and plain,
+`down(act(up(x)))`.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
-from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from sglang.srt.configs.hf_config import ModelFacts
+from sglang.srt.layers.activation import GeluAndMul, SiluAndMul, get_act_fn
+from sglang.srt.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    RowParallelLinear,
+)
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
@@ -55,10 +62,71 @@ class GatedMLP(nn.Module):
         )
         self.act_fn = _gated_activation(hidden_act)
 
+    @classmethod
+    def from_facts(
+        cls, facts: ModelFacts, quant_config: QuantizationConfig | None, prefix: str
+    ) -> GatedMLP:
+        """The block with the config's sizes, activation and `mlp_bias`."""
+        return cls(
+            facts.hidden_size,
+            facts.intermediate_size,
+            facts.hidden_act,
+            quant_config,
+            prefix,
+            bias=facts.mlp_bias,
+        )
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, D] -> [T, D]
         gate_up, _ = self.gate_up_proj(x)  # [T, 2 * intermediate / tp]
         x, _ = self.down_proj(self.act_fn(gate_up))
         return x
+
+
+class PlainMLP(nn.Module):
+    """Two matrices with an activation between them, split over the ranks by its intermediate size.
+
+    `hidden_act`: a name (`get_act_fn`'s, or "relu"), or a module of the model's own.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int | None,
+        hidden_act: str | nn.Module,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if intermediate_size is None:
+            raise ConfigError("config.json has no intermediate_size, which an MLP needs")
+        self.up_proj = ColumnParallelLinear(
+            hidden_size,
+            intermediate_size,
+            bias=bias,
+            quant_config=quant_config,
+            prefix=add_prefix("up_proj", prefix),
+        )
+        self.down_proj = RowParallelLinear(
+            intermediate_size,
+            hidden_size,
+            bias=bias,
+            quant_config=quant_config,
+            prefix=add_prefix("down_proj", prefix),
+        )
+        self.act_fn = _plain_activation(hidden_act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, D] -> [T, D]
+        x, _ = self.up_proj(x)  # [T, intermediate / tp]
+        x, _ = self.down_proj(self.act_fn(x))
+        return x
+
+
+def _plain_activation(act: str | nn.Module) -> nn.Module:
+    if isinstance(act, nn.Module):
+        return act
+    return nn.ReLU() if act == "relu" else get_act_fn(act)
 
 
 def _gated_activation(name: str) -> nn.Module:

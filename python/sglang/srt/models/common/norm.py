@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sglang.srt.layers.layernorm import LayerNorm
+
 
 def add_norm(
     norm: Callable[..., Any], hidden_states: torch.Tensor, residual: torch.Tensor | None
@@ -17,4 +19,12 @@ def add_norm(
     """
     if residual is None:
         return norm(hidden_states), hidden_states
+    if isinstance(norm, LayerNorm):  # takes no residual
+        total = hidden_states + residual
+        return norm(total), total
     return norm(hidden_states, residual)
+
+
+def add_residual(hidden_states: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """The residual stream `[T, D]` itself, for layers that norm the output of a branch and not its input."""
+    return hidden_states if residual is None else hidden_states + residual

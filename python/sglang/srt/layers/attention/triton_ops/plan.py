@@ -14,6 +14,8 @@ import numpy as np
 _PROGRAMS_PER_PROCESSOR = 4
 # Shorter splits would write more partial results than they save time, in keys.
 _MIN_SPLIT_LEN = 128
+# Split lengths are multiples of this, so that blocks of keys fill them.
+_SPLIT_MULTIPLE = 64
 # Bounds the partial results that a decode keeps.
 MAX_SPLITS = 256
 # Splits of a captured decode, whose grid cannot follow the lengths.
@@ -121,7 +123,7 @@ def plan_splits(visible_lens: np.ndarray, num_kv_heads: int, num_processors: int
     target = max(1, _PROGRAMS_PER_PROCESSOR * num_processors // num_kv_heads)
     even = ceil_div(int(visible_lens.sum()), target)
     least = ceil_div(longest, MAX_SPLITS)
-    split_len = round_up(max(even, least, _MIN_SPLIT_LEN), 64)
+    split_len = round_up(max(even, least, _MIN_SPLIT_LEN), _SPLIT_MULTIPLE)
     return SplitPlan(ceil_div(longest, split_len), split_len)
 
 
@@ -135,7 +137,7 @@ def count_graph_splits(batch_size: int, num_kv_heads: int, num_processors: int) 
 def fit_splits(plan: SplitPlan, num_splits: int) -> SplitPlan:
     """`plan` with longer splits where it has more than `num_splits`."""
     longest = plan.num_splits * plan.split_len
-    split_len = max(plan.split_len, round_up(ceil_div(longest, num_splits), 64))
+    split_len = max(plan.split_len, round_up(ceil_div(longest, num_splits), _SPLIT_MULTIPLE))
     return SplitPlan(num_splits, split_len)
 
 

@@ -1,0 +1,266 @@
+"""Cases for an attention backend and their oracle: softmax written out in high precision, request by request.
+
+Used on a GPU by `run_attention.py` and `test_attention_gpu.py`, and in Triton's interpreter by the unit tests. What must
+not be read is not a number: free slots of the pool, stale entries of the row table and the padding slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+# Largest relative error (norm of the difference over norm of the result) and largest single error over the largest
+# value. Weights and results are rounded to the dtype once each.
+BOUNDS = {
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (1.5e-3, 4e-3),
+    torch.bfloat16: (1e-2, 2.5e-2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step of one layer. `lens` are whole sequences, `prefix_lens` what of them is cached (decode: all but one)."""
+
+    name: str
+    lens: tuple[int, ...]
+    prefix_lens: tuple[int, ...] | None = None  # None: a decode
+    heads: tuple[int, int] = (4, 2)
+    dims: tuple[int, int] = (16, 16)
+    page_size: int = 1
+    layer: dict[str, Any] = field(default_factory=dict)
+    has_sinks: bool = False
+    has_new: bool = True  # keys and values of the new tokens are given as tensors
+    is_latent: bool = False  # values are the first part of the keys
+    is_mixed: bool = False
+    chunk: int | None = None
+    encoder_lens: tuple[int, ...] | None = None
+    spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    has_mask: bool = False
+
+    @property
+    def is_decode(self) -> bool:
+        return self.prefix_lens is None
+
+    @property
+    def cached_lens(self) -> tuple[int, ...]:
+        return self.prefix_lens or tuple(n - 1 for n in self.lens)
+
+
+class LatentPool:
+    """Keys of one layer, whose first columns are the values."""
+
+    def __init__(self, keys: torch.Tensor, v_dim: int) -> None:
+        self.keys, self.v_dim = keys, v_dim
+
+    def set_kv_buffer(self, layer, loc, k, v) -> None:
+        self.keys[loc] = k
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.keys
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        return self.keys[..., : self.v_dim]
+
+
+class World:
+    """The tensors of a case. Keys and values [tokens, K, d] per request, encoder tokens apart."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> None:
+        self.case, self.dtype, self.device = case, dtype, device
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        (self.num_heads, self.num_kv), (dim, v_dim) = case.heads, case.dims
+        self.layer = RadixAttention(
+            self.num_heads, dim, dim**-0.5, self.num_kv, layer_id=0, v_head_dim=v_dim, **case.layer
+        )
+        self.sinks = self._randn(self.num_heads).float() if case.has_sinks else None
+        self.q = [self._randn(n, self.num_heads, dim) for n in case.lens]
+        self.k = [self._randn(n, self.num_kv, dim) for n in case.lens]
+        self.v = [self._values(k) for k in self.k]
+        encoder_lens = case.encoder_lens or (0,) * len(case.lens)
+        self.encoder_k = [self._randn(n, self.num_kv, dim) for n in encoder_lens]
+        self.encoder_v = [self._values(k) for k in self.encoder_k]
+        self.masks = None
+        if case.has_mask:
+            self.masks = [self._mask(n, p) for n, p in zip(case.lens, case.cached_lens, strict=True)]
+        self._lay_out(encoder_lens)
+
+    def _randn(self, *shape: int) -> torch.Tensor:
+        x = torch.randn(*shape, generator=self.generator, device=self.device)
+        return x.to(self.dtype)
+
+    def _values(self, k: torch.Tensor) -> torch.Tensor:
+        v_dim = self.case.dims[1]
+        return k[..., :v_dim] if self.case.is_latent else self._randn(len(k), self.num_kv, v_dim)
+
+    def _mask(self, length: int, prefix: int) -> torch.Tensor:
+        """Random visibility [new, length] in which every token sees itself."""
+        shape = (length - prefix, length)
+        mask = torch.rand(shape, generator=self.generator, device=self.device) < 0.5
+        mask |= torch.arange(prefix, length, device=self.device)[:, None] == torch.arange(
+            length, device=self.device
+        )
+        return mask
+
+    def _lay_out(self, encoder_lens: tuple[int, ...]) -> None:
+        """Pages in random order; what is cached is in the pool, all else in it is not a number."""
+        case, page = self.case, self.case.page_size
+        totals = [e + n for e, n in zip(encoder_lens, case.lens, strict=True)]
+        pages = [-(-n // page) for n in totals]
+        num_pages = sum(pages) + 2
+        order = torch.randperm(num_pages - 1, generator=self.generator, device=self.device) + 1
+        width = max(totals) + 8
+        self.rows = ReqToTokenPool(len(totals) + 1, width, self.device)
+        stale = int(order[-1]) * page  # a free slot
+        self.rows.req_to_token.fill_(stale)
+        (dim, v_dim), size = case.dims, num_pages * page
+        self.pool: Any = MHATokenToKVPool(
+            size, page, self.dtype, self.num_kv, dim, 1, self.device, v_head_dim=v_dim
+        )
+        keys, values = self.pool.get_kv_buffer(0)
+        keys.fill_(float("nan"))
+        values.fill_(float("nan"))
+        if case.is_latent:
+            self.pool = LatentPool(keys, v_dim)
+            values = self.pool.get_value_buffer(0)
+        self.slots, used = [], 0
+        for i, (total, count) in enumerate(zip(totals, pages, strict=True)):
+            offsets = torch.arange(page, device=self.device)
+            slots = (order[used : used + count, None] * page + offsets).flatten()[:total]
+            used += count
+            self.rows.req_to_token[i + 1, :total] = slots.int()
+            self.slots.append(slots)
+            cached = encoder_lens[i] + case.cached_lens[i]
+            k = torch.cat([self.encoder_k[i], self.k[i]])
+            v = torch.cat([self.encoder_v[i], self.v[i]])
+            if not case.has_new:
+                cached = total
+            keys[slots[:cached]] = k[:cached]
+            if not case.is_latent:
+                values[slots[:cached]] = v[:cached]
+
+    def batch(self) -> ForwardBatch:
+        case = self.case
+        new_lens = [n - p for n, p in zip(case.lens, case.cached_lens, strict=True)]
+        encoder_lens = case.encoder_lens or (0,) * len(case.lens)
+        new_slots = [s[len(s) - n :] for s, n in zip(self.slots, new_lens, strict=True)]
+        mode = ForwardMode.MIXED if case.is_mixed else ForwardMode.EXTEND
+        lens = torch.tensor(case.lens)
+        return ForwardBatch(
+            forward_mode=ForwardMode.DECODE if case.is_decode else mode,
+            batch_size=len(case.lens),
+            req_pool_indices=torch.arange(1, len(case.lens) + 1, device=self.device),
+            seq_lens=lens.to(self.device),
+            seq_lens_cpu=lens,
+            out_cache_loc=torch.cat(new_slots),
+            extend_seq_lens_cpu=None if case.is_decode else new_lens,
+            extend_prefix_lens_cpu=None if case.is_decode else list(case.cached_lens),
+            req_to_token_pool=self.rows,
+            token_to_kv_pool=self.pool,
+            encoder_lens_cpu=None if case.encoder_lens is None else list(encoder_lens),
+            encoder_out_cache_loc=torch.cat(
+                [s[:n] for s, n in zip(self.slots, encoder_lens, strict=True)]
+            ),
+            bidirectional_spans=None if case.spans is None else [list(s) for s in case.spans],
+        )
+
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What the layer is called with: q, k, v of the new tokens, flat."""
+
+        def new(tensors: list[torch.Tensor]) -> torch.Tensor:
+            cached = self.case.cached_lens
+            return torch.cat([t[p:] for t, p in zip(tensors, cached, strict=True)]).flatten(1)
+
+        q, k, v = new(self.q), new(self.k), new(self.v)
+        if not self.case.has_new:
+            return q, None, None
+        if self.layer.is_cross_attention:
+            k, v = (torch.cat(t).flatten(1) for t in (self.encoder_k, self.encoder_v))
+        return q, k, v
+
+    def run(self, backend: Any, **kwargs: Any) -> torch.Tensor:
+        """The layer's output [T, H * d_v]."""
+        batch = self.batch()
+        batch.attn_backend = backend
+        backend.init_forward_metadata(batch)
+        if self.masks is not None:
+            sizes = torch.tensor([0] + [m.numel() for m in self.masks], device=self.device)
+            backend.forward_metadata.custom_mask = torch.cat([m.flatten() for m in self.masks])
+            backend.forward_metadata.mask_indptr = sizes.cumsum(0)
+        if self.sinks is not None:
+            kwargs["sinks"] = self.sinks
+        q, k, v = self.inputs()
+        poison_free_memory(q, self.num_heads * self.layer.v_head_dim)
+        return self.layer(q, k, v, batch, **kwargs)
+
+    # --- oracle
+
+    def expected(self) -> torch.Tensor:
+        """Output [T, H * d_v] in float64 on a CPU, float32 on a GPU."""
+        return torch.cat([self._attend(i) for i in range(len(self.case.lens))])
+
+    def _attend(self, i: int) -> torch.Tensor:
+        exact = torch.float64 if self.device == "cpu" else torch.float32
+        prefix, length, layer = self.case.cached_lens[i], self.case.lens[i], self.layer
+        q = self.q[i][prefix:].to(exact)
+        k, v = self.k[i].to(exact), self.v[i].to(exact)
+        if layer.is_cross_attention:
+            k, v = self.encoder_k[i].to(exact), self.encoder_v[i].to(exact)
+        group = self.num_heads // self.num_kv
+        heads = []
+        for head in range(self.num_heads):
+            scores = q[:, head] @ k[:, head // group].T * layer.scaling
+            if layer.logit_cap > 0:
+                scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
+            if not layer.is_cross_attention:
+                scores.masked_fill_(~self._visible(i, prefix, length), float("-inf"))
+            if self.sinks is not None:
+                sink = self.sinks[head].to(exact).expand(len(q), 1)
+                scores = torch.cat([scores, sink], dim=1)
+            weights = torch.softmax(scores, dim=1)[:, : len(k)]
+            heads.append(weights @ v[:, head // group])
+        return torch.cat(heads, dim=1)
+
+    def _visible(self, i: int, prefix: int, length: int) -> torch.Tensor:
+        """bool [new, length]."""
+        query = torch.arange(prefix, length, device=self.device)[:, None]
+        key = torch.arange(length, device=self.device)[None]
+        window, layer = self.layer.sliding_window_size or -1, self.layer
+        if layer.attn_type == AttentionType.ENCODER_ONLY:
+            return torch.ones_like(query < key)
+        visible = key <= query
+        if self.masks is not None:
+            visible = self.masks[i]
+        if window > 0:
+            visible = visible & (key >= query - window)
+        if self.case.chunk is not None and layer.use_irope:
+            visible = visible & (key >= query // self.case.chunk * self.case.chunk)
+        for first, last in self.case.spans[i] if self.case.spans else ():
+            visible = visible | ((query >= first) & (query < last) & (key >= first) & (key < last))
+        return visible
+
+
+def poison_free_memory(like: torch.Tensor, width: int) -> None:
+    """Leave not-a-number where a caching allocator will put the output, so that rows never written show."""
+    torch.full((len(like), width), float("nan"), dtype=like.dtype, device=like.device)
+
+
+def errors(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    """Norm of the difference over norm of the result, and largest difference over largest value; inf for any value
+    that is not a number."""
+    actual = actual.to(expected.dtype)
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return float("inf"), float("inf")
+    difference = actual - expected
+    norm = (difference.norm() / expected.norm()).item()
+    return norm, (difference.abs().max() / expected.abs().max()).item()
+
+
+def is_within(found: tuple[float, float], dtype: torch.dtype) -> bool:
+    return found[0] <= BOUNDS[dtype][0] and found[1] <= BOUNDS[dtype][1]
