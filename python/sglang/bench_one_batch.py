@@ -77,9 +77,11 @@ class Bench:
         self.worker: TpWorker = TpWorker(self.runner, seed=resolved.random_seed)
         self.page_size = resolved.page_size
         self.vocab_size = model_config.vocab_size
-        self.tokenizer = get_tokenizer(
-            resolved.tokenizer_path, trust_remote_code=server_args.trust_remote_code
-        )
+        self.tokenizer = None
+        if not server_args.skip_tokenizer_init:
+            self.tokenizer = get_tokenizer(
+                resolved.tokenizer_path, trust_remote_code=server_args.trust_remote_code
+            )
 
     def batch(self, batch_size: int, max_len: int) -> StaticBatch:
         from sglang.srt.model_executor.static_batch import StaticBatch

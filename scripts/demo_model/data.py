@@ -17,24 +17,24 @@ from item import Item, Message
 
 # skill -> (generator, weight in the training mix)
 SKILLS: dict[str, tuple[Callable[[random.Random], Item], float]] = {
-    "addition": (arithmetic.addition, 2.5),
-    "subtraction": (arithmetic.subtraction, 3.0),
-    "times_table": (arithmetic.times_table, 0.8),
-    "multiplication": (arithmetic.multiplication, 1.2),
+    "addition": (arithmetic.addition, 2.0),
+    "subtraction": (arithmetic.subtraction, 3.5),
+    "times_table": (arithmetic.times_table, 0.6),
+    "multiplication": (arithmetic.multiplication, 1.5),
     "word_problem": (arithmetic.word_problem, 1.5),
-    "comparison": (arithmetic.comparison, 2.0),
+    "comparison": (arithmetic.comparison, 2.5),
     "counting": (arithmetic.counting, 1.2),
-    "units": (arithmetic.units, 2.0),
-    "weekdays": (calendar_time.weekdays, 1.2),
-    "months": (calendar_time.months, 1.5),
-    "table_lookup": (reading.table_lookup, 4.0),
+    "units": (arithmetic.units, 1.5),
+    "weekdays": (calendar_time.weekdays, 0.6),
+    "months": (calendar_time.months, 0.8),
+    "table_lookup": (reading.table_lookup, 3.5),
     "lists": (reading.lists, 2.0),
-    "copying": (reading.copying, 1.2),
+    "copying": (reading.copying, 1.8),
     "json_answer": (reading.json_answer, 1.5),
     "json_record": (reading.json_record, 2.0),
     "memory": (reading.memory, 0.7),
-    "small_talk": (smalltalk.small_talk, 0.6),
-    "beyond": (smalltalk.beyond, 0.3),
+    "small_talk": (smalltalk.small_talk, 0.5),
+    "beyond": (smalltalk.beyond, 0.2),
 }
 _LONG = 250  # characters after which a conversation takes no further question
 SYSTEM_PROMPTS = (

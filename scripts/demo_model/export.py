@@ -62,7 +62,7 @@ Greedy decoding through transformers; an answer counts when the whole text is ri
 ## Limits
 
 Numbers from 0 to 99 in sums and differences (no negative results), products of numbers up to 12 or
-of 13 to 49 with one digit, comparisons up to 999, tables of up to 12 rows. Outside its skills it
+of 13 to 29 with one digit, comparisons up to 999, tables of up to 12 rows. Outside its skills it
 says that it does not know, or is wrong. English only. It is not meant for any use beyond trying
 out software.
 

@@ -52,27 +52,20 @@ def _value(rng: random.Random, field: str) -> str:
     return str(rng.randint(low, high))
 
 
-def _layout(rng: random.Random, fields: list[_Field], rows: list[list[str]]) -> str:
-    """The rows (name first, then the fields) as text, in one of several layouts."""
+def _layout(rng: random.Random, fields: list[_Field], rows: list[list[str]]) -> list[str]:
+    """The lines of a table in one of several layouts; the last lines are the rows, one each."""
     head = ["name", *(field.name for field in fields)]
-    kind = rng.choice(
-        ("colon", "dash", "equals", "sentences") if len(fields) == 1 else ("sentences",)
-    )
-    kind = rng.choice((kind, kind, "csv", "markdown"))
+    simple = ("colon", "dash", "equals", "sentence", "csv", "markdown")
+    kind = rng.choice(simple if len(fields) == 1 else ("csv", "markdown"))
     if kind == "csv":
-        return "\n".join(", ".join(row) for row in (head, *rows))
+        return [", ".join(row) for row in (head, *rows)]
     if kind == "markdown":
         lines = (head, ["---"] * len(head), *rows)
-        return "\n".join("| " + " | ".join(row) + " |" for row in lines)
-    if kind == "sentences":
-        told = [
-            field.answer.format(who=row[0], value=row[i])
-            for row in rows
-            for i, field in enumerate(fields, 1)
-        ]
-        return " ".join(told)
+        return ["| " + " | ".join(row) + " |" for row in lines]
+    if kind == "sentence":
+        return [fields[0].answer.format(who=row[0], value=row[1]) for row in rows]
     pattern = {"colon": "{}: {}", "dash": "- {}: {}", "equals": "{} = {}"}[kind]
-    return "\n".join(pattern.format(*row) for row in rows)
+    return [pattern.format(*row) for row in rows]
 
 
 def _draw_table(rng: random.Random) -> tuple[list[_Field], list[list[str]]]:
@@ -82,17 +75,20 @@ def _draw_table(rng: random.Random) -> tuple[list[_Field], list[list[str]]]:
 
 
 def table_lookup(rng: random.Random) -> Item:
+    """A question about one row of a table; the answer quotes the row first."""
     fields, rows = _draw_table(rng)
-    table = _layout(rng, fields, rows)
-    row, column = rng.choice(rows), rng.randrange(len(fields))
-    who, field, value = row[0], fields[column], row[1 + column]
+    lines = _layout(rng, fields, rows)
+    chosen, column = rng.randrange(len(rows)), rng.randrange(len(fields))
+    row, line, field = rows[chosen], lines[chosen - len(rows)], fields[column]
+    who, value, table = row[0], row[1 + column], "\n".join(lines)
     question = rng.choice((field.question, field.question, "What is the {f} of {who}?"))
     question = question.format(who=who, f=field.name)
     intro = rng.choice(("", "Here is a table.\n", "Here is a list:\n", "Table:\n", "Read this:\n"))
     text = f"{intro}{table}\n{question}"
     if rng.random() < 0.25:
         text = f"{question}\n{table}"
-    answer = field.answer.format(who=who, value=value)
+    quoted = line.strip("-| ").rstrip(".")
+    answer = f'I read "{quoted}". {field.answer.format(who=who, value=value)}'
     return ask("table_lookup", text, answer, f"table {who} {field.name} {table}")
 
 

@@ -54,8 +54,8 @@ def invent_word(rng: random.Random) -> str:
 
 
 def pick_name(rng: random.Random) -> str:
-    """A first name; three in ten are made up."""
-    return invent_word(rng).capitalize() if rng.random() < 0.3 else rng.choice(NAMES)
+    """A first name; one in seven is made up."""
+    return invent_word(rng).capitalize() if rng.random() < 0.15 else rng.choice(NAMES)
 
 
 def pick_names(rng: random.Random, count: int) -> list[str]:
@@ -69,8 +69,8 @@ def pick_names(rng: random.Random, count: int) -> list[str]:
 
 
 def pick_word(rng: random.Random) -> str:
-    """A lower-case word; a quarter are made up."""
-    if rng.random() < 0.25:
+    """A lower-case word; one in eight is made up."""
+    if rng.random() < 0.12:
         return invent_word(rng)
     return rng.choice(rng.choice((WORDS, ITEMS, COLOURS, ANIMALS)))
 

@@ -53,6 +53,18 @@ class Case:
         return self.prefix_lens or tuple(n - 1 for n in self.lens)
 
 
+def make_backend(world: World) -> Any:
+    """The Triton backend for a case. Triton is imported here, after the caller chose how it runs."""
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+
+    return TritonAttnBackend(
+        world.num_kv,
+        world.rows.max_context_len,
+        torch.device(world.device),
+        attention_chunk_size=world.case.chunk,
+    )
+
+
 class LatentPool:
     """Keys of one layer, whose first columns are the values."""
 
@@ -80,7 +92,8 @@ class World:
             self.num_heads, dim, dim**-0.5, self.num_kv, layer_id=0, v_head_dim=v_dim, **case.layer
         )
         self.sinks = self._randn(self.num_heads).float() if case.has_sinks else None
-        self.q = [self._randn(n, self.num_heads, dim) for n in case.lens]
+        new_lens = [n - p for n, p in zip(case.lens, case.cached_lens, strict=True)]
+        self.q = [self._randn(n, self.num_heads, dim) for n in new_lens]
         self.k = [self._randn(n, self.num_kv, dim) for n in case.lens]
         self.v = [self._values(k) for k in self.k]
         encoder_lens = case.encoder_lens or (0,) * len(case.lens)
@@ -88,7 +101,9 @@ class World:
         self.encoder_v = [self._values(k) for k in self.encoder_k]
         self.masks = None
         if case.has_mask:
-            self.masks = [self._mask(n, p) for n, p in zip(case.lens, case.cached_lens, strict=True)]
+            self.masks = [
+                self._mask(n, p) for n, p in zip(case.lens, case.cached_lens, strict=True)
+            ]
         self._lay_out(encoder_lens)
 
     def _randn(self, *shape: int) -> torch.Tensor:
@@ -177,7 +192,7 @@ class World:
             cached = self.case.cached_lens
             return torch.cat([t[p:] for t, p in zip(tensors, cached, strict=True)]).flatten(1)
 
-        q, k, v = new(self.q), new(self.k), new(self.v)
+        q, k, v = torch.cat(self.q).flatten(1), new(self.k), new(self.v)
         if not self.case.has_new:
             return q, None, None
         if self.layer.is_cross_attention:
@@ -199,6 +214,37 @@ class World:
         poison_free_memory(q, self.num_heads * self.layer.v_head_dim)
         return self.layer(q, k, v, batch, **kwargs)
 
+    def run_captured(self, backend: Any) -> torch.Tensor:
+        """A decode captured as a CUDA graph with stand-in requests and replayed with those of the case."""
+        batch = self.batch()
+        size, mode = batch.batch_size, ForwardMode.DECODE
+        backend.init_cuda_graph_state(size, size)
+        stand_ins = torch.full_like(batch.seq_lens, backend.get_cuda_graph_seq_len_fill_value())
+        backend.init_forward_metadata_capture_cuda_graph(
+            size, size, batch.req_pool_indices, stand_ins, None, mode, None
+        )
+        real = self.inputs()
+        inputs = [torch.zeros_like(x) for x in real]
+        loc, batch.out_cache_loc = batch.out_cache_loc, torch.zeros_like(batch.out_cache_loc)
+        batch.attn_backend = backend
+        kwargs = {} if self.sinks is None else {"sinks": self.sinks}
+        self.layer(*inputs, batch, **kwargs)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self.layer(*inputs, batch, **kwargs)
+        out.fill_(float("nan"))
+        for static, value in zip(inputs, real, strict=True):
+            static.copy_(value)
+        batch.out_cache_loc.copy_(loc)
+        lens = batch.seq_lens_cpu
+        backend.init_forward_metadata_replay_cuda_graph(
+            size, batch.req_pool_indices, batch.seq_lens, int(lens.sum()), None, mode, None, lens
+        )
+        graph.replay()
+        torch.cuda.synchronize()
+        return out
+
     # --- oracle
 
     def expected(self) -> torch.Tensor:
@@ -208,7 +254,7 @@ class World:
     def _attend(self, i: int) -> torch.Tensor:
         exact = torch.float64 if self.device == "cpu" else torch.float32
         prefix, length, layer = self.case.cached_lens[i], self.case.lens[i], self.layer
-        q = self.q[i][prefix:].to(exact)
+        q = self.q[i].to(exact)
         k, v = self.k[i].to(exact), self.v[i].to(exact)
         if layer.is_cross_attention:
             k, v = self.encoder_k[i].to(exact), self.encoder_v[i].to(exact)

@@ -6,39 +6,12 @@ that a feature left out shows: windows are shorter than the prompts, rotary sett
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-BASE: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
+from models.case import BASE, Case
+from models.configs_dense import DENSE_CASES
 
-
-@dataclass(frozen=True)
-class Case:
-    """One tiny model. `is_fallback`: served by the transformers fallback.
-
-    `context_length` is the flag it is served with: longrope chooses its factors by it. `prompt_lens`: dynamic rotary frequencies
-    equal the reference's only for sequences of exactly the context length.
-    """
-
-    config_class: str
-    architecture: str
-    keys: dict[str, Any] = field(default_factory=dict)
-    is_fallback: bool = False
-    context_length: int | None = None
-    prompt_lens: tuple[int, int] = (40, 13)
-
+__all__ = ["BASE", "CASES", "Case"]
 
 def rope(kind: str, **params: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **params}}
@@ -120,8 +93,8 @@ CASES: dict[str, Case] = {
     "mistral-window": Case(
         "MistralConfig", "MistralForCausalLM", {"sliding_window": 8, "head_dim": 24}
     ),
-    "olmo2": Case("Olmo2Config", "Olmo2ForCausalLM", is_fallback=True),
-    "granite": Case(
+    "olmo2-on-transformers": Case("Olmo2Config", "Olmo2ForCausalLM", is_fallback=True),
+    "granite-on-transformers": Case(
         "GraniteConfig",
         "GraniteForCausalLM",
         {
@@ -133,7 +106,7 @@ CASES: dict[str, Case] = {
         },
         is_fallback=True,
     ),
-    "phi": Case(
+    "phi-on-transformers": Case(
         "PhiConfig",
         "PhiForCausalLM",
         {
@@ -145,7 +118,7 @@ CASES: dict[str, Case] = {
         },
         is_fallback=True,
     ),
-    "gemma2": Case(
+    "gemma2-on-transformers": Case(
         "Gemma2Config",
         "Gemma2ForCausalLM",
         {
@@ -158,10 +131,11 @@ CASES: dict[str, Case] = {
         },
         is_fallback=True,
     ),
-    "olmoe": Case(
+    "olmoe-on-transformers": Case(
         "OlmoeConfig",
         "OlmoeForCausalLM",
         {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48},
         is_fallback=True,
     ),
+    **DENSE_CASES,
 }

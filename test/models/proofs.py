@@ -30,6 +30,6 @@ def make_proof(name: str, folder: Path, on_fallback: bool = False) -> Proof:
     write_checkpoint(name, folder, **_LONGER.get(name, {}))
     config = SubjectConfig(
         context_length=_CONTEXT_LENGTH.get(name),
-        model_impl="transformers" if on_fallback else "auto",
+        model_impl="transformers" if on_fallback or CASES[name].is_fallback else "auto",
     )
     return Proof(str(folder), config)

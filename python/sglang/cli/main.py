@@ -21,6 +21,7 @@ class Command(NamedTuple):
 # Add a subcommand by adding a row.
 COMMANDS: dict[str, Command] = {
     "serve": Command("sglang.launch_server:main", "serve a model over HTTP"),
+    "models": Command("sglang.cli.models:main", "list what can be served, explain one model"),
     "version": Command("sglang.cli.version:main", "print the version"),
     "check_env": Command("sglang.check_env:main", "print what the machine and the packages are"),
     "generate": Command("sglang.cli.generate:main", "not available: for diffusion models only"),

@@ -7,17 +7,23 @@ as small as kernels allow, so that short requests have several, whole and partia
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from attention_cases import Case, World, errors, is_within
+import triton
+import triton.language as tl
+from attention_cases import Case, World, errors, is_within, make_backend
+from triton.runtime.errors import InterpreterError
 
+from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 from sglang.srt.layers.attention.triton_ops import plan
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.utils.errors import ConfigError
 
 BIDIRECTIONAL = {"attn_type": AttentionType.DECODER_BIDIRECTIONAL}
 ENCODER = {"attn_type": AttentionType.ENCODER_ONLY}
@@ -68,6 +74,27 @@ CASES = [
 TORCH_LACKS = {"extend_mask", "extend_mask_window"}
 
 
+@triton.jit
+def _count(out, end):
+    total = 0
+    for _ in range(0, tl.load(end)):
+        total += 1
+    tl.store(out, total)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    """Some older Triton and newer numpy cannot run any loop whose end is a value."""
+    out = torch.zeros(1, dtype=torch.int32)
+    try:
+        _count[(1,)](out, torch.tensor([3], dtype=torch.int32))
+    except InterpreterError as error:
+        if "only 0-dimensional arrays" not in str(error):
+            raise
+        pytest.skip(f"the interpreter cannot run loops: {triton.__version__}, {np.__version__}")
+    assert out.item() == 3
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Tiles of 16 x 16, splits of 16 keys and more."""
@@ -76,13 +103,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(plan, "decode_config", lambda *_: small)
     monkeypatch.setattr(plan, "_MIN_SPLIT_LEN", 16)
     monkeypatch.setattr(plan, "_SPLIT_MULTIPLE", 16)
-
-
-def backend_of(world: World, **kwargs) -> TritonAttnBackend:
-    width = world.rows.max_context_len
-    return TritonAttnBackend(
-        world.num_kv, width, torch.device("cpu"), attention_chunk_size=world.case.chunk, **kwargs
-    )
 
 
 def check(actual: torch.Tensor, world: World) -> None:
@@ -94,7 +114,7 @@ def check(actual: torch.Tensor, world: World) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_against_the_oracle_and_torch(case):
     world = World(case, torch.float32, "cpu")
-    out = world.run(backend_of(world))
+    out = world.run(make_backend(world))
     check(out, world)
     if case.name not in TORCH_LACKS:
         other = World(case, torch.float32, "cpu")
@@ -110,20 +130,23 @@ def test_against_the_oracle_and_torch(case):
                 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["decode", "extend_prefix"])
-def test_half_precision(name, dtype):
-    case = next(case for case in CASES if case.name == name)
-    world = World(replace(case, lens=case.lens[:2], prefix_lens=case.prefix_lens and case.prefix_lens[:2]), dtype, "cpu")
-    check(world.run(backend_of(world)), world)
+# Not in bfloat16, whose products the interpreter computes wrongly.
+@pytest.mark.parametrize(
+    "case",
+    [Case("decode", (37, 5)), Case("extend", (37, 5), (20, 0))],
+    ids=lambda case: case.name,
+)
+def test_half_precision(case):
+    world = World(case, torch.float16, "cpu")
+    check(world.run(make_backend(world)), world)
 
 
-@pytest.mark.parametrize("num_processors, splits", [(1, 1), (8, 3)])
-def test_any_number_of_splits(num_processors, splits):
+@pytest.mark.parametrize("num_kv_heads, splits", [(16, 1), (6, 2), (1, 5)])
+def test_any_number_of_splits(num_kv_heads, splits):
     case = Case("decode", (40, 1, 70), has_sinks=True)
     world = World(case, torch.float32, "cpu")
-    backend = backend_of(world)
-    backend.num_processors = num_processors
+    backend = make_backend(world)
+    backend.num_kv_heads = num_kv_heads
     check(world.run(backend), world)
     (found,) = backend.forward_metadata.decode.splits.values()
     assert found.num_splits == splits
@@ -132,7 +155,7 @@ def test_any_number_of_splits(num_processors, splits):
 def test_cache_is_left_alone_when_told_to():
     case = Case("extend", (20,), (0,))
     world = World(case, torch.float32, "cpu")
-    check(world.run(backend_of(world), save_kv_cache=False), world)
+    check(world.run(make_backend(world), save_kv_cache=False), world)
     assert world.pool.get_key_buffer(0)[world.slots[0]].isnan().all()
 
 
@@ -140,7 +163,7 @@ def test_encoder_only_needs_no_cache():
     world = World(Case("encoder", (20, 3), (0, 0), layer=ENCODER), torch.float32, "cpu")
     batch = world.batch()
     batch.req_to_token_pool = batch.token_to_kv_pool = batch.req_pool_indices = None
-    batch.attn_backend = backend_of(world)
+    batch.attn_backend = make_backend(world)
     batch.attn_backend.init_forward_metadata(batch)
     check(world.layer(*world.inputs(), batch), world)
 
@@ -149,7 +172,7 @@ def test_rotary_parts_that_come_apart():
     case = Case("latent", (20, 3), (7, 0), heads=(4, 1), dims=(48, 32), is_latent=True)
     world = World(case, torch.float32, "cpu")
     batch = world.batch()
-    batch.attn_backend = backend_of(world)
+    batch.attn_backend = make_backend(world)
     batch.attn_backend.init_forward_metadata(batch)
     q, k, v = world.inputs()
     q, k = q.view(-1, 4, 48), k.view(-1, 1, 48)
@@ -171,11 +194,15 @@ def test_scaled_cache():
     stored = [torch.zeros_like(b).to(torch.float8_e4m3fn) for b in world.pool.get_kv_buffer(0)]
     for i, prefix in enumerate(world.case.cached_lens):
         slots = world.slots[i][:prefix]
-        stored[0].view(torch.uint8)[slots] = (world.k[i][:prefix] / k_scale).to(stored[0].dtype).view(torch.uint8)
-        stored[1].view(torch.uint8)[slots] = (world.v[i][:prefix] / v_scale).to(stored[1].dtype).view(torch.uint8)
+        stored[0].view(torch.uint8)[slots] = (
+            (world.k[i][:prefix] / k_scale).to(stored[0].dtype).view(torch.uint8)
+        )
+        stored[1].view(torch.uint8)[slots] = (
+            (world.v[i][:prefix] / v_scale).to(stored[1].dtype).view(torch.uint8)
+        )
     world.pool.k_buffer, world.pool.v_buffer = [stored[0]], [stored[1]]
     world.layer.k_scale_float, world.layer.v_scale_float = k_scale, v_scale
-    check(world.run(backend_of(world), save_kv_cache=False), world)
+    check(world.run(make_backend(world), save_kv_cache=False), world)
 
 
 @pytest.mark.parametrize("window", [-1, 20])
@@ -183,7 +210,7 @@ def test_captured_decode_reads_its_buffers_at_every_replay(window):
     """What the kernels read at a replay is what was captured: same tensors, new contents."""
     case = Case("decode", (37, 5, 70, 1), layer={"sliding_window_size": window})
     world = World(case, torch.float32, "cpu")
-    backend = backend_of(world)
+    backend = make_backend(world)
     backend.init_cuda_graph_state(8, 8)
     fill = backend.get_cuda_graph_seq_len_fill_value()
     zeros, ones = torch.zeros(4, dtype=torch.int64), torch.full((4,), fill)
@@ -210,7 +237,7 @@ def test_captured_cross_attention():
     layer = {"is_cross_attention": True}
     case = Case("cross", (5, 9), layer=layer, encoder_lens=(30, 3))
     world = World(case, torch.float32, "cpu")
-    backend = backend_of(world)
+    backend = make_backend(world)
     backend.init_cuda_graph_state(2, 2)
     zeros = torch.zeros(2, dtype=torch.int64)
     backend.init_forward_metadata_capture_cuda_graph(
@@ -227,7 +254,7 @@ def test_captured_cross_attention():
 
 def test_only_decodes_are_captured():
     world = World(CASES[0], torch.float32, "cpu")
-    backend = backend_of(world)
+    backend = make_backend(world)
     backend.init_cuda_graph_state(4, 4)
     lens = torch.ones(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="TARGET_VERIFY"):
@@ -239,7 +266,7 @@ def test_only_decodes_are_captured():
 def test_idle_step():
     world = World(CASES[0], torch.float32, "cpu")
     batch = world.batch()
-    batch.forward_mode, batch.attn_backend = ForwardMode.IDLE, backend_of(world)
+    batch.forward_mode, batch.attn_backend = ForwardMode.IDLE, make_backend(world)
     batch.attn_backend.init_forward_metadata(batch)
     assert world.layer(torch.empty(0, 64), None, None, batch).shape == (0, 64)
 
@@ -247,19 +274,16 @@ def test_idle_step():
 def test_unknown_arguments_are_refused():
     world = World(CASES[0], torch.float32, "cpu")
     with pytest.raises(ValueError, match="topk_indices"):
-        world.run(backend_of(world), topk_indices=torch.zeros(1))
+        world.run(make_backend(world), topk_indices=torch.zeros(1))
     world.layer.xai_temperature_len = 8
     with pytest.raises(ValueError, match="xai_temperature_len"):
-        world.run(backend_of(world))
+        world.run(make_backend(world))
 
 
 def test_registered_under_its_name():
-    from types import SimpleNamespace
-
-    from sglang.srt.layers.attention.registry import create_attention_backend
-
     runner = SimpleNamespace(
         device=torch.device("cpu"),
+        dtype=torch.float32,
         model_config=SimpleNamespace(get_num_kv_heads=lambda tp: 2),
         req_to_token_pool=SimpleNamespace(max_context_len=64),
     )
@@ -267,6 +291,9 @@ def test_registered_under_its_name():
     assert isinstance(backend, TritonAttnBackend)
     assert (backend.num_kv_heads, backend.max_context_len) == (2, 64)
     assert backend.support_triton()
+    runner.dtype = torch.bfloat16
+    with pytest.raises(ConfigError, match="bfloat16"):
+        create_attention_backend("triton", runner)
 
 
 def test_oracle_itself_sees_a_wrong_window():
@@ -275,5 +302,5 @@ def test_oracle_itself_sees_a_wrong_window():
     world, other = (
         World(replace(case, layer={"sliding_window_size": n}), torch.float32, "cpu") for n in (8, 9)
     )
-    norm, _ = errors(other.run(backend_of(other)), world.expected())
+    norm, _ = errors(other.run(make_backend(other)), world.expected())
     assert np.isfinite(norm) and norm > 1e-2

@@ -283,25 +283,27 @@ def test_plugin_that_reports_nothing_is_watched(
 
 
 def test_fallback_is_strict_in_both_directions(tmp_path: Path) -> None:
-    folder = write_checkpoint("olmo2", tmp_path)
+    folder = write_checkpoint("olmo2-on-transformers", tmp_path)
     edit_weights(folder, model__norm__weight=None, stray=torch.zeros(1))
     with pytest.raises(WeightLoadError) as caught:
-        load_model(folder)
+        load_model(folder, model_impl="transformers")
     assert "tensor stray belongs to no parameter (in model.safetensors)" in str(caught.value)
     assert "parameter model.norm.weight is filled by no tensor" in str(caught.value)
     assert len(caught.value.problems) == 2
 
 
 def test_fallback_names_a_misshapen_tensor(tmp_path: Path) -> None:
-    folder = write_checkpoint("olmo2", tmp_path)
+    folder = write_checkpoint("olmo2-on-transformers", tmp_path)
     edit_weights(folder, lm_head__weight=torch.zeros(500, 64))
     with pytest.raises(WeightLoadError, match=r"lm_head.weight \[500, 64\] does not fit") as caught:
-        load_model(folder)
+        load_model(folder, model_impl="transformers")
     assert len(caught.value.problems) == 1
 
 
 def test_fallback_replaces_single_weights_later(tmp_path: Path) -> None:
-    model = load_model(write_checkpoint("olmo2", tmp_path))
+    model = load_model(
+        write_checkpoint("olmo2-on-transformers", tmp_path), model_impl="transformers"
+    )
     model.load_weights([("model.norm.weight", torch.full((64,), 5.0))])
     assert model.model.norm.weight.tolist() == [5.0] * 64
 
@@ -320,9 +322,11 @@ def test_fallback_replaces_single_weights_later(tmp_path: Path) -> None:
 def test_fallback_refuses_attention_it_cannot_represent(
     overrides: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    folder = write_checkpoint("olmo2", tmp_path)
+    folder = write_checkpoint("olmo2-on-transformers", tmp_path)
     with pytest.raises(ConfigError, match=message):
-        load_model(folder, model_override_args=json.dumps(overrides))
+        load_model(
+            folder, model_impl="transformers", model_override_args=json.dumps(overrides)
+        )
 
 
 def test_default_loader_refuses_another_shape() -> None:

@@ -30,7 +30,8 @@ def test_logits_equal_the_reference(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     folder = write_checkpoint(name, tmp_path)
     reference = build_model(name)
-    model = load_model(folder, context_length=case.context_length)
+    model_impl = "transformers" if case.is_fallback else "auto"
+    model = load_model(folder, context_length=case.context_length, model_impl=model_impl)
     assert (type(model).__name__ == "TransformersForCausalLM") == case.is_fallback
     runner = HandRunner(model, folder)
     first, second = (make_tokens(n, seed) for seed, n in enumerate(case.prompt_lens))

@@ -94,8 +94,8 @@ def test_external_package_overrides_builtin(package: str) -> None:
 
 def test_missing_external_package_only_warns(caplog: pytest.LogCaptureFixture) -> None:
     with envs.SGLANG_EXTERNAL_MODEL_PACKAGE.override(("no_such_package",)):
-        models = registry._Registry().models
-    assert "LlamaForCausalLM" in models
+        fresh = registry._Registry()
+        assert fresh.resolve_model_cls("LlamaForCausalLM")[0] is LlamaForCausalLM
     assert "no_such_package" in caplog.text
 
 
@@ -119,7 +119,7 @@ def config_for(folder: Path, arch: str, model_impl: str) -> ModelConfig:
         ("LLaMAForCausalLM", "auto", "LlamaForCausalLM"),
         ("LlamaForCausalLM", "sglang", "LlamaForCausalLM"),
         ("LlamaForCausalLM", "transformers", "TransformersForCausalLM"),
-        ("Olmo2ForCausalLM", "auto", "TransformersForCausalLM"),
+        ("HeliumForCausalLM", "auto", "TransformersForCausalLM"),
     ],
 )
 def test_architecture_selection(tmp_path: Path, arch: str, model_impl: str, expected: str) -> None:
@@ -132,7 +132,7 @@ def test_architecture_selection(tmp_path: Path, arch: str, model_impl: str, expe
     [
         ("MadeUpForCausalLM", "auto"),
         ("MadeUpForCausalLM", "transformers"),
-        ("Olmo2ForCausalLM", "sglang"),
+        ("HeliumForCausalLM", "sglang"),
         (
             "LlavaForConditionalGeneration",
             "auto",

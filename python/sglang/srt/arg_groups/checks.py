@@ -76,6 +76,14 @@ def _check_scheduling(args: ServerArgs) -> None:
 
 
 def _check_machines(args: ServerArgs) -> None:
+    if args.tp_size % args.nnodes:
+        raise ConfigError(
+            f"--nnodes {args.nnodes} must divide --tp {args.tp_size}: every machine runs as many ranks"
+        )
+    if args.nnodes > 1 and args.dist_init_addr is None:
+        raise ConfigError(
+            f"--nnodes {args.nnodes} needs --dist-init-addr host:port, the address of the first machine"
+        )
     if args.node_rank >= args.nnodes:
         raise ConfigError(f"--node-rank {args.node_rank} must be below --nnodes {args.nnodes}")
     if args.dist_init_addr is not None:

@@ -62,7 +62,11 @@ class HttpArgs:
         None, "Named warm-up functions, comma separated.", status=REFUSED, tier="T3"
     )
     nccl_port: int | None = flag(
-        None, "Port of the process group; unset: a free one.", tier="T2", minimum=1, maximum=65535
+        None,
+        "Port where the ranks of one machine meet; unset: a file in a private folder.",
+        tier="T2",
+        minimum=1,
+        maximum=65535,
     )
     api_key: str | None = flag(None, "Key that clients must send as a bearer token.", secret=True)
     admin_api_key: str | None = flag(None, "Key of the management routes.", tier="T2", secret=True)

@@ -13,8 +13,7 @@ class ParallelArgs:
 
     tp_size: int = flag(
         1,
-        "Tensor parallel ranks.",
-        status=REFUSED,
+        "Tensor parallel ranks, over all machines.",
         option="--tensor-parallel-size",
         aliases=("--tp-size", "--tp"),
         minimum=1,
@@ -89,15 +88,16 @@ class ParallelArgs:
     )
     dist_init_addr: str | None = flag(
         None,
-        "host:port of the first machine.",
-        status=ACCEPTED,
+        "host:port of the first machine, where the ranks meet; the same on every machine.",
         tier="T2",
         aliases=("--nccl-init-addr",),
     )
-    nnodes: int = flag(1, "Machines.", status=REFUSED, tier="T2", minimum=1)
-    node_rank: int = flag(0, "Number of this machine.", status=REFUSED, tier="T2", minimum=0)
+    nnodes: int = flag(1, "Machines.", tier="T2", minimum=1)
+    node_rank: int = flag(
+        0, "Number of this machine; only machine 0 answers requests.", tier="T2", minimum=0
+    )
     dist_timeout: int | None = flag(
-        None, "Seconds to wait for other ranks.", status=ACCEPTED, tier="T2", minimum=1
+        None, "Seconds to wait for other ranks; unset: torch's own limits.", tier="T2", minimum=1
     )
     base_gpu_id: int = flag(0, "First GPU to use.", minimum=0)
     gpu_id_step: int = flag(1, "Distance between the GPUs to use.", minimum=1)

@@ -56,7 +56,7 @@ class ResolvedArgs:
     cuda_graph_max_bs: int
     cuda_graph_bs: tuple[int, ...]
     overlap_depth: int  # steps launched before the last result is read
-    num_cpus: int
+    num_cpus: int  # of each rank
     decisions: tuple[str, ...]  # one line each, for the log
 
     def apply_to(self, server_args: ServerArgs) -> ServerArgs:
@@ -80,7 +80,7 @@ def collect_facts(server_args: ServerArgs) -> Facts:
     """
     device, memory = server_args.device, None
     if device != "cpu":
-        device, memory = _probe_cuda(device, server_args.base_gpu_id)
+        device, memory = _probe_cuda(device, _gpu_ids(server_args))
     return Facts(
         device=device,
         device_memory_mib=memory,
@@ -142,7 +142,7 @@ def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
         cuda_graph_max_bs=max_bs,
         cuda_graph_bs=tuple(sorted(set(args.cuda_graph_bs or graph_batch_sizes(max_bs)))),
         overlap_depth=_resolve_overlap(args.disable_overlap_schedule, device, log),
-        num_cpus=facts.num_cpus,
+        num_cpus=max(facts.num_cpus // (args.tp_size // args.nnodes), 1),
         decisions=tuple(log.lines),
     )
 
@@ -258,15 +258,26 @@ def _num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _probe_cuda(requested: str, gpu_id: int) -> tuple[str, int | None]:
+def _gpu_ids(args: ServerArgs) -> range:
+    """The GPUs of this machine's ranks."""
+    return range(
+        args.base_gpu_id,
+        args.base_gpu_id + args.tp_size // args.nnodes * args.gpu_id_step,
+        args.gpu_id_step,
+    )
+
+
+def _probe_cuda(requested: str, gpu_ids: range) -> tuple[str, int | None]:
     import torch  # late: the command line must answer without it
 
     if not torch.cuda.is_available():
         if requested == "cuda":
             raise ConfigError("--device cuda: torch sees no GPU; use --device cpu or auto")
         return "cpu", None
-    if gpu_id >= torch.cuda.device_count():
+    found = torch.cuda.device_count()
+    if gpu_ids[-1] >= found:
+        ranks = f" and {len(gpu_ids)} ranks on this machine" if len(gpu_ids) > 1 else ""
         raise ConfigError(
-            f"--base-gpu-id {gpu_id}: torch sees {torch.cuda.device_count()} GPU(s), counted from 0"
+            f"--base-gpu-id {gpu_ids[0]}{ranks}: torch sees {found} GPU(s), counted from 0"
         )
-    return "cuda", torch.cuda.get_device_properties(gpu_id).total_memory // 2**20
+    return "cuda", torch.cuda.get_device_properties(gpu_ids[0]).total_memory // 2**20

@@ -131,6 +131,15 @@ class ModelConfig:
             )
         return heads // tp_size
 
+    def check_tp_size(self, tp_size: int) -> None:
+        """Raises ConfigError when the heads cannot be dealt out to `tp_size` ranks; KV heads may be replicated."""
+        self.get_num_attention_heads(tp_size)
+        kv_heads = self.facts.num_key_value_heads
+        if kv_heads % tp_size and tp_size % kv_heads:
+            raise ConfigError(
+                f"tp_size={tp_size} neither divides the model's {kv_heads} KV heads nor is a multiple of them"
+            )
+
     def torch_dtype(self, device_type: str) -> torch.dtype:
         """The dtype to run in. "auto" is the checkpoint's, except float32 on an accelerator: bfloat16."""
         import torch

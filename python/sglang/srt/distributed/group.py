@@ -96,6 +96,20 @@ class GroupCoordinator:
         dist.recv(tensor, source, group=self.device_group)
         return tensor
 
+    def broadcast_host(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """Overwrite a tensor in host memory with that of rank `src`, without touching the device."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=self.ranks[src], group=self.cpu_group)
+        return tensor
+
+    def min_of_hosts(self, value: int) -> int:
+        """The smallest `value` of all ranks."""
+        if self.world_size == 1:
+            return value
+        smallest = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self.cpu_group)
+        return int(smallest)
+
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
         if self.world_size > 1:

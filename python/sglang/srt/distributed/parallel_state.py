@@ -9,10 +9,12 @@ are `tp` apart.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from sglang.srt.distributed.group import GroupCoordinator
+from sglang.srt.distributed.rendezvous import open_tcp_store
 
 __all__ = [
     "GroupCoordinator",
@@ -108,12 +110,12 @@ def init_distributed_environment(
     """
     if world_size == 1:
         return
+    limit = None if timeout is None else timedelta(seconds=timeout)
+    meeting: dict[str, Any] = {"init_method": distributed_init_method}
+    if distributed_init_method.startswith("tcp://"):
+        meeting = {"store": open_tcp_store(distributed_init_method, world_size, rank, limit)}
     dist.init_process_group(
-        backend=backend,
-        init_method=distributed_init_method,
-        world_size=world_size,
-        rank=rank,
-        timeout=None if timeout is None else timedelta(seconds=timeout),
+        backend=backend, world_size=world_size, rank=rank, timeout=limit, **meeting
     )
     cpu_group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo")
     ranks = list(range(world_size))

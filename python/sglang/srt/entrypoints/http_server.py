@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.entrypoints.follower_node import serve_follower_node
 from sglang.srt.entrypoints.launch import launch_front
 from sglang.srt.utils.log_setup import configure_logging
 
@@ -35,7 +36,7 @@ def launch_server(
     *,
     front_factory: Callable[..., Front] = launch_front,
 ) -> None:
-    """Serve until told to stop; blocks.
+    """Serve until told to stop; blocks. A machine other than the first only runs its ranks.
 
     Args:
         launch_callback: called once, when the server is ready.
@@ -47,6 +48,10 @@ def launch_server(
             A server that is stopped by SIGTERM or SIGINT returns, so that its process ends with 0.
     """
     configure_logging(server_args.log_level)
+    if server_args.node_rank > 0:
+        with _exit_on_signals():
+            serve_follower_node(server_args)
+        return
     _warn_when_open(server_args)
     watch = _DeathWatch()
     with _exit_on_signals(), _listener(server_args.host, server_args.port) as listener:

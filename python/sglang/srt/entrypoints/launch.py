@@ -16,6 +16,7 @@ from sglang.srt.entrypoints.scheduler_processes import (
     SchedulerTarget,
     leave_if_imported_by_worker,
 )
+from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler_client import SchedulerClient
@@ -60,9 +61,15 @@ def launch_front(
         scheduler_target: what the scheduler processes run; a module-level function.
         manager_class: replaces `TokenizerManager`.
 
-    Raises RuntimeError with the scheduler's reason when it cannot start, ConfigError for a tokenizer that cannot be loaded.
+    Raises RuntimeError with the scheduler's reason when it cannot start, ConfigError for a tokenizer that cannot be loaded and for
+    a machine other than the first, which has no engine of its own.
     """
     leave_if_imported_by_worker()
+    if server_args.node_rank > 0:
+        raise ConfigError(
+            f"--node-rank {server_args.node_rank}: only machine 0 answers requests; on the others run "
+            "`sglang serve` with the same flags"
+        )
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.server_args import PortArgs
 

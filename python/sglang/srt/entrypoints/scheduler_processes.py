@@ -11,6 +11,8 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from sglang.srt.arg_groups.rank_place import local_tp_ranks
+from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.common import kill_process_tree
 
 # (server_args, port_args, tp_rank, parent_pid) -> runs until the server ends
@@ -27,21 +29,29 @@ STOP_PATIENCE = 3.0
 
 
 class SchedulerProcesses:
-    """One spawned process per tensor-parallel rank. They end with this process and with one another."""
+    """One spawned process per tensor-parallel rank of this machine. They end with this process and with one another."""
 
     def __init__(
         self, server_args: Any, port_args: Any, target: SchedulerTarget | None = None
     ) -> None:
         leave_if_imported_by_worker()
         context = multiprocessing.get_context("spawn")
+        models = ModelRegistry.assigned_paths()
         self._lock = threading.Lock()
         self._is_leaving = False
         self._is_stopped = False
         self._processes: list[BaseProcess] = []
-        for tp_rank in range(server_args.tp_size):
+        for tp_rank in local_tp_ranks(server_args):
             process = context.Process(
-                target=target or run_scheduler,
-                args=(server_args, port_args, tp_rank, os.getpid()),
+                target=_run_with_models,
+                args=(
+                    models,
+                    target or run_scheduler,
+                    server_args,
+                    port_args,
+                    tp_rank,
+                    os.getpid(),
+                ),
                 name=f"sglang-scheduler-{tp_rank}",
             )
             process.start()
@@ -73,6 +83,19 @@ class SchedulerProcesses:
 
         threading.Thread(target=wait, name="scheduler-watch", daemon=True).start()
 
+    def wait(self) -> str | None:
+        """Block until all processes have ended; the reason when one failed, which ends the others too."""
+        running = list(self._processes)
+        while running:
+            ended = wait_for_any([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in ended]:
+                process.join()
+                running.remove(process)
+                if process.exitcode:
+                    self.kill()
+                    return _ending(process)
+        return None
+
     def stop(self) -> None:
         """End the processes and wait for them; safe to call twice. They have been asked to leave before."""
         with self._lock:
@@ -97,10 +120,21 @@ class SchedulerProcesses:
 
 
 def run_scheduler(server_args: Any, port_args: Any, tp_rank: int, parent_pid: int) -> None:
-    """The real scheduler; the import happens in the child, because it brings torch."""
+    """The real scheduler, or a rank that follows it; the import happens in the child, because it brings torch."""
+    if tp_rank > 0:
+        from sglang.srt.managers.follower_process import run_follower_process
+
+        run_follower_process(server_args, port_args, tp_rank, parent_pid)
+        return
     from sglang.srt.managers.scheduler_process import run_scheduler_process
 
     run_scheduler_process(server_args, port_args, tp_rank, parent_pid)
+
+
+def _run_with_models(models: dict[str, str], target: SchedulerTarget, *args: Any) -> None:
+    """What every process runs: it knows the model classes that the user's program registered, by import path."""
+    ModelRegistry.adopt(models)
+    target(*args)
 
 
 def leave_if_imported_by_worker() -> None:
@@ -118,4 +152,4 @@ def _ending(process: BaseProcess) -> str:
     if code is not None and code < 0:
         how = f"signal {signal.Signals(-code).name}"
     hint = "; it may have run out of memory" if code == -signal.SIGKILL else ""
-    return f"The scheduler process (pid {process.pid}) ended with {how}{hint}. See the log above for the cause."
+    return f"The process {process.name} (pid {process.pid}) ended with {how}{hint}. See the log above for the cause."

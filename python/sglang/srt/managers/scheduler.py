@@ -54,6 +54,8 @@ class Worker(Protocol):
 
     def launch(self, plan: StepPlan) -> Launched: ...
 
+    def close(self) -> None: ...
+
 
 class Mailbox(Protocol):
     """The scheduler's end of the sockets."""

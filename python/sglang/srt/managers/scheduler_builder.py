@@ -7,34 +7,39 @@ from typing import Any
 
 import torch
 
+from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.arg_groups.resolve import ResolvedArgs, collect_facts, resolve
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.distributed.channel import FollowerChannel
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
-from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig
+from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
 from sglang.srt.managers.scheduler_stats import MemoryUsage, SchedulerStats
 from sglang.srt.managers.stop_checker import StopChecker
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
 from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
+from sglang.srt.model_executor.parallel_worker import (
+    FollowerWorker,
+    LeaderWorker,
+    join_ranks,
+    open_follower_channel,
+    open_leader_channel,
+)
 from sglang.srt.model_executor.worker import TpWorker
 from sglang.srt.platforms import create_platform
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 
-def build_scheduler(server_args: ServerArgs, mailbox: Mailbox) -> tuple[Scheduler, dict[str, Any]]:
-    """The scheduler, and the facts the front is told when it is ready."""
-    resolved = resolve(server_args, collect_facts(server_args))
-    resolved.log_decisions()
-    server_args = resolved.apply_to(server_args)
-    set_global_server_args_for_scheduler(server_args)
-    if resolved.device == "cpu":
-        torch.set_num_threads(resolved.num_cpus)
-    model_config = build_model_config(server_args, resolved)
-    runner = build_runner(server_args, resolved, model_config)
+def build_scheduler(
+    server_args: ServerArgs, mailbox: Mailbox, place: RankPlace | None = None
+) -> tuple[Scheduler, dict[str, Any]]:
+    """The scheduler of rank 0, and the facts the front is told when it is ready. Returns when every rank has loaded its part."""
+    server_args, resolved, model_config, runner = _load(server_args, place)
     tokenizer = None
     if not server_args.skip_tokenizer_init:
         tokenizer = get_tokenizer(
@@ -56,7 +61,7 @@ def build_scheduler(server_args: ServerArgs, mailbox: Mailbox) -> tuple[Schedule
         ),
         planner,
         OutputProcessor(planner, stops, server_args.stream_interval),
-        TpWorker(runner, seed=resolved.random_seed),
+        _leading_worker(runner, resolved, place),
         mailbox,
         _grammars(server_args, resolved, tokenizer, model_config),
         SchedulerStats(
@@ -67,9 +72,43 @@ def build_scheduler(server_args: ServerArgs, mailbox: Mailbox) -> tuple[Schedule
     return scheduler, _info(model_config, runner)
 
 
+def build_follower(
+    server_args: ServerArgs, place: RankPlace
+) -> tuple[FollowerWorker, FollowerChannel]:
+    """The worker of another rank, and where its plans come from."""
+    runner = _load(server_args, place)[-1]
+    return FollowerWorker(runner), open_follower_channel(place)
+
+
+def _load(
+    server_args: ServerArgs, place: RankPlace | None
+) -> tuple[ServerArgs, ResolvedArgs, ModelConfig, ModelRunner]:
+    """Settle the flags and load this rank's part of the model."""
+    resolved = resolve(server_args, collect_facts(server_args))
+    resolved.log_decisions()
+    server_args = resolved.apply_to(server_args)
+    set_global_server_args_for_scheduler(server_args)
+    if resolved.device == "cpu":
+        torch.set_num_threads(resolved.num_cpus)
+    model_config = build_model_config(server_args, resolved)
+    return (
+        server_args,
+        resolved,
+        model_config,
+        build_runner(server_args, resolved, model_config, place),
+    )
+
+
+def _leading_worker(runner: ModelRunner, resolved: ResolvedArgs, place: RankPlace | None) -> Worker:
+    worker = TpWorker(runner, seed=resolved.random_seed)
+    if place is None or place.tp_size == 1:
+        return worker
+    return LeaderWorker(worker, open_leader_channel(place))
+
+
 def build_model_config(server_args: ServerArgs, resolved: ResolvedArgs) -> ModelConfig:
-    """The model's side of the flags."""
-    return ModelConfig(
+    """The model's side of the flags. Raises ConfigError when the model cannot be cut into so many ranks."""
+    model_config = ModelConfig(
         model_path=resolved.model_path,
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.revision,
@@ -80,14 +119,32 @@ def build_model_config(server_args: ServerArgs, resolved: ResolvedArgs) -> Model
         enable_multimodal=server_args.enable_multimodal,
         model_impl=server_args.model_impl,
     )
+    model_config.check_tp_size(server_args.tp_size)
+    return model_config
 
 
 def build_runner(
-    server_args: ServerArgs, resolved: ResolvedArgs, model_config: ModelConfig
+    server_args: ServerArgs,
+    resolved: ResolvedArgs,
+    model_config: ModelConfig,
+    place: RankPlace | None = None,
 ) -> ModelRunner:
-    """The model on its device with pools and attention backend; also used by tools that run without a scheduler."""
+    """The model on its device with pools and attention backend; also used by tools that run without a scheduler.
+
+    Raises ConfigError for several ranks without a `place`: such a tool has one process.
+    """
+    if place is None and server_args.tp_size > 1:
+        raise ConfigError(
+            f"--tp {server_args.tp_size} needs a server or an Engine; this tool runs one rank, leave the flag out"
+        )
+    place = place or RankPlace()
+    gpu = server_args.base_gpu_id + place.local_rank * server_args.gpu_id_step
+    platform = create_platform(resolved.device, gpu)
+    if place.tp_size > 1:
+        join_ranks(place, platform)
     config = RunnerConfig(
-        platform=create_platform(resolved.device, server_args.base_gpu_id),
+        platform=platform,
+        ranks_per_node=place.ranks_per_node,
         attention_backend=resolved.attention_backend,
         page_size=resolved.page_size,
         max_running_requests=server_args.max_running_requests,

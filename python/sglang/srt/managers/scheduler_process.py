@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
 from sglang.srt.managers.mailbox import SocketMailbox
 from sglang.srt.utils.log_setup import configure_logging
@@ -29,29 +30,35 @@ WATCHDOG_EXIT_CODE = 3
 def run_scheduler_process(
     server_args: ServerArgs, port_args: PortArgs, tp_rank: int = 0, parent_pid: int | None = None
 ) -> None:
-    """Target of the spawned process."""
-    configure_logging(server_args.log_level, f" TP{tp_rank}" if server_args.tp_size > 1 else "")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when to stop
-    faulthandler.enable()
-    if parent_pid is not None:
-        _die_with_parent(parent_pid)
+    """Target of the spawned process of rank 0."""
+    prepare_process(server_args, tp_rank, parent_pid)
     mailbox = SocketMailbox(port_args)
-    scheduler = _build(server_args, mailbox)
+    scheduler = _build(server_args, mailbox, RankPlace.of(server_args, port_args, tp_rank))
     try:
         _serve(scheduler, Watchdog(server_args.watchdog_timeout))
     except Exception:  # process boundary: the state cannot be trusted any more
         logger.error("Scheduler hit an exception: %s", traceback.format_exc())
         mailbox.close()
         os._exit(1)
+    scheduler.worker.close()
     mailbox.close()
 
 
-def _build(server_args: ServerArgs, mailbox: SocketMailbox) -> Scheduler:
+def prepare_process(server_args: ServerArgs, tp_rank: int, parent_pid: int | None) -> None:
+    """Logging, signals and the tie to the parent, for every rank."""
+    configure_logging(server_args.log_level, f" TP{tp_rank}" if server_args.tp_size > 1 else "")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when to stop
+    faulthandler.enable()
+    if parent_pid is not None:
+        _die_with_parent(parent_pid)
+
+
+def _build(server_args: ServerArgs, mailbox: SocketMailbox, place: RankPlace) -> Scheduler:
     try:
         # Late, so that a broken install is reported through the socket like any other failure.
         from sglang.srt.managers.scheduler_builder import build_scheduler
 
-        scheduler, info = build_scheduler(server_args, mailbox)
+        scheduler, info = build_scheduler(server_args, mailbox, place)
     except Exception as error:  # process boundary: the reason goes to whoever started us
         logger.debug("%s", traceback.format_exc())
         mailbox.send(SchedulerReady(error=f"{type(error).__name__}: {error}"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
@@ -45,6 +46,7 @@ class RunnerConfig:
     max_total_tokens: int | None
     mem_fraction_static: float
     kv_dtype: torch.dtype | None = None
+    ranks_per_node: int = 1  # ranks that share the memory of the host
 
 
 class ModelRunner:
@@ -103,7 +105,7 @@ class ModelRunner:
     def _init_pools(self) -> None:
         facts, config = self.model_config.facts, self.config
         kv_dtype = config.kv_dtype or self.dtype
-        heads = self.model_config.get_num_kv_heads(1)
+        heads = self.model_config.get_num_kv_heads(get_tp_group().world_size)
         token_bytes = MHATokenToKVPool.bytes_per_token(
             head_num=heads,
             head_dim=facts.head_dim,
@@ -135,9 +137,9 @@ class ModelRunner:
         )
 
     def _pool_tokens(self, token_bytes: int) -> int:
-        """Size of the KV pool in tokens, a multiple of the page size."""
+        """Size of the KV pool in tokens, a multiple of the page size and the same on every rank."""
         page = self.config.page_size
-        room = self._memory_for_kv() // token_bytes
+        room = get_tp_group().min_of_hosts(self._memory_for_kv() // token_bytes)
         rows = self.config.max_running_requests or DEFAULT_ROWS[self.platform.name]
         tokens = min(room, rows * self.model_config.context_len)  # more could never be filled
         if self.config.max_total_tokens is not None:
@@ -159,7 +161,8 @@ class ModelRunner:
         """Bytes that the KV pool may take."""
         platform, fraction = self.platform, self.config.mem_fraction_static
         if platform.is_cpu:
-            return int(platform.free_memory() * CPU_POOL_SHARE * fraction)
+            share = CPU_POOL_SHARE / self.config.ranks_per_node
+            return int(platform.free_memory() * share * fraction)
         return int(platform.free_memory() - platform.total_memory() * (1.0 - fraction))
 
     def _default_rows(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.environ import envs
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.sampler import SampleOutput, Sampler
@@ -17,11 +18,12 @@ from sglang.srt.sampling.sampling_batch import SamplingTable
 
 
 class TpWorker:
-    """The worker of one rank."""
+    """The worker of rank 0, the only one that samples. The ids it hands out are those of every rank."""
 
     def __init__(self, runner: ModelRunner, *, seed: int) -> None:
         self._runner = runner
         self._builder = runner.builder
+        self._group = get_tp_group()
         self._table = SamplingTable(
             runner.max_running_requests, runner.model_config.vocab_size, runner.device
         )
@@ -46,8 +48,12 @@ class TpWorker:
             logits, rows = logits[picked], rows[picked]
         sampling = self._table.batch([work.row for work in works], works, plan.grammar_masks)
         sampled = self._sampler(logits, sampling)
+        self._group.broadcast(sampled.next_ids)
         self._builder.next_token_ids[rows] = sampled.next_ids
         return LaunchedStep(plan, indices, output, sampled)
+
+    def close(self) -> None:
+        """A single rank leaves nobody behind."""
 
 
 class LaunchedStep:

@@ -347,12 +347,8 @@ def _claims(plugin: Plugin) -> list[str]:
 
 def _path_of(name: str, value: Any) -> str:
     if not isinstance(value, (type, Assigned)):
-        raise ConfigError(
-            f"ModelRegistry.models[{name!r}] is {value!r}; it must be a model class"
-        )
-    return (
-        value.path if isinstance(value, Assigned) else f"{value.__module__}:{value.__qualname__}"
-    )
+        raise ConfigError(f"ModelRegistry.models[{name!r}] is {value!r}; it must be a model class")
+    return value.path if isinstance(value, Assigned) else f"{value.__module__}:{value.__qualname__}"
 
 
 ModelRegistry = _Registry()

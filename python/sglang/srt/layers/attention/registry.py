@@ -45,7 +45,7 @@ def _create_torch_native(model_runner: Any) -> AttentionBackend:
 
 @register_attention_backend("triton")
 def _create_triton(model_runner: Any) -> AttentionBackend:
-    _check_triton(model_runner.device.type)
+    _check_triton(model_runner.device.type, str(model_runner.dtype))
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
     return TritonAttnBackend(
@@ -55,7 +55,7 @@ def _create_triton(model_runner: Any) -> AttentionBackend:
     )
 
 
-def _check_triton(device_type: str) -> None:
+def _check_triton(device_type: str, dtype: str) -> None:
     """Raises ConfigError where Triton's kernels cannot run."""
     if importlib.util.find_spec("triton") is None:
         raise ConfigError(
@@ -71,4 +71,9 @@ def _check_triton(device_type: str) -> None:
             f"attention backend 'triton' needs device cuda, not {device_type}; choose "
             "--attention-backend torch_native (to try the kernels on a cpu, very slowly, set "
             "TRITON_INTERPRET=1)"
+        )
+    if dtype == "torch.bfloat16":
+        raise ConfigError(
+            "Triton's interpreter computes bfloat16 products wrongly; choose --dtype float32 or "
+            "float16, or --attention-backend torch_native"
         )

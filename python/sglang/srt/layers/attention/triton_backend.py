@@ -244,7 +244,9 @@ class TritonAttnBackend(AttentionBackend):
             call.save(k, v)
         return call.extend(q, k, v).flatten(1)
 
-    def find_splits(self, decode: DecodeMetadata, window: int, chunk: int, is_cross: bool) -> Splits:
+    def find_splits(
+        self, decode: DecodeMetadata, window: int, chunk: int, is_cross: bool
+    ) -> Splits:
         """The splits of layers with this window and chunk; planned once per step."""
         key = (window, chunk, is_cross)
         if key not in decode.splits:
@@ -253,9 +255,7 @@ class TritonAttnBackend(AttentionBackend):
             visible = lens if window <= 0 else np.minimum(lens, window + 1)
             visible = visible if chunk <= 0 else np.minimum(visible, chunk)
             planned = plan.plan_splits(visible, self.num_kv_heads, self.num_processors)
-            split_len = torch.full(
-                (1,), planned.split_len, dtype=torch.int32, device=self.device
-            )
+            split_len = torch.full((1,), planned.split_len, dtype=torch.int32, device=self.device)
             decode.splits[key] = Splits(planned.num_splits, split_len)
         return decode.splits[key]
 
@@ -468,7 +468,9 @@ def _decode_metadata(batch: ForwardBatch, first: int = 0) -> DecodeMetadata:
         decode.encoder_lens_cpu = np.asarray(batch.encoder_lens_cpu[first:], np.int64)
         lens = batch.encoder_lens
         decode.encoder_lens = (
-            _upload(decode.encoder_lens_cpu, batch.seq_lens.device) if lens is None else lens[first:]
+            _upload(decode.encoder_lens_cpu, batch.seq_lens.device)
+            if lens is None
+            else lens[first:]
         )
     return decode
 

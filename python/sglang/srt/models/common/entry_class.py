@@ -143,7 +143,9 @@ def names_in_package_text(name: str) -> list[str]:
     """The names that a package or module claims, for one that cannot be imported as a whole."""
     try:
         spec = importlib.util.find_spec(name)
-    except Exception:  # a boundary: looking for a submodule imports its parent, which may raise anything
+    except (
+        Exception
+    ):  # a boundary: looking for a submodule imports its parent, which may raise anything
         return []
     if spec is None:
         return []

@@ -17,7 +17,9 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
-def load_rows(base, index, stride, dims, inside, DIM: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(
+    base, index, stride, dims, inside, DIM: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr
+):
     """Rows `index` (int64 [N]) of `base`, columns `dims` [D], as [N, D]. Columns from DIM on are 0, and rows that
     are not `inside` if MASKED."""
     pointers = base + index[:, None] * stride + dims[None, :]
@@ -85,7 +87,9 @@ def attend_range(
         else:
             index = (first_row + key_positions).to(tl.int64)
 
-        k = load_rows(keys, index, key_stride, dims, inside, DIM, BLOCK_D <= DIM, MASKED).to(q.dtype)
+        k = load_rows(keys, index, key_stride, dims, inside, DIM, BLOCK_D <= DIM, MASKED).to(
+            q.dtype
+        )
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if BLOCK_TAIL > 0:
             tail_dims = BLOCK_D + tl.arange(0, BLOCK_TAIL)

@@ -75,7 +75,9 @@ def decode_attention(
     out = q.new_empty(batch, num_heads, v_dim)
     is_single = num_splits == 1
     # With one split the kernel does not touch these.
-    parts = out if is_single else q.new_empty(batch, num_heads, num_splits, v_dim, dtype=torch.float32)
+    parts = (
+        out if is_single else q.new_empty(batch, num_heads, num_splits, v_dim, dtype=torch.float32)
+    )
     levels = out if is_single else q.new_empty(batch, num_heads, num_splits, dtype=torch.float32)
     _decode_kernel[(num_splits, num_kv_heads * head_blocks, batch)](
         q,
@@ -233,7 +235,14 @@ def _decode_kernel(
     if BLOCK_TAIL > 0:
         tail_dims = BLOCK_D + tl.arange(0, BLOCK_TAIL)
         q_tail = load_rows(
-            query, head_index, q_head_stride, tail_dims, is_row, DIM, BLOCK_D + BLOCK_TAIL <= DIM, True
+            query,
+            head_index,
+            q_head_stride,
+            tail_dims,
+            is_row,
+            DIM,
+            BLOCK_D + BLOCK_TAIL <= DIM,
+            True,
         )
 
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)

@@ -71,7 +71,7 @@ def extend_config(num_rows: int, dim: int, v_dim: int, itemsize: int) -> KernelC
     if itemsize == 4:  # plain multiply-adds: registers bound the tile
         return KernelConfig(16, 16, 4, 1) if width > 128 else KernelConfig(32, 32, 4, 2)
     if width > 256:
-        return KernelConfig(64, 32, 8, 1) if num_rows > 16 else KernelConfig(16, 32, 8, 2)
+        return KernelConfig(64, 16, 8, 2) if num_rows > 16 else KernelConfig(16, 32, 4, 3)
     if num_rows <= 16:
         return KernelConfig(16, 64, 4, 2)
     if width > 128:
@@ -86,16 +86,15 @@ def decode_config(group: int, dim: int, v_dim: int, itemsize: int) -> KernelConf
         block_n = 16 if width > 256 else 32
         return KernelConfig(16, block_n, 4, 1 if width > 128 else 2)
     block_m = min(64, max(16, next_power_of_2(group)))
+    # Slots are loaded one stage before the keys at them, so that five stages hold two blocks of keys and values.
     if width > 256:
-        return KernelConfig(block_m, 32, 8 if block_m > 16 else 4, 2)
+        return KernelConfig(block_m, 32, 8, 2) if block_m > 16 else KernelConfig(16, 32, 4, 3)
     if width > 128:
-        return KernelConfig(block_m, 32, 4, 3)
-    return KernelConfig(block_m, 64, 4, 3)
+        return KernelConfig(block_m, 32, 4, 5)
+    return KernelConfig(block_m, 64, 4, 5)
 
 
-def build_tiles(
-    new_lens: np.ndarray, prefix_lens: np.ndarray, tokens_per_tile: int
-) -> np.ndarray:
+def build_tiles(new_lens: np.ndarray, prefix_lens: np.ndarray, tokens_per_tile: int) -> np.ndarray:
     """The tiles of an extend, int32 [N, 2]: request and its first token in the tile.
 
     The tile with most keys comes first, so that the last ones to run are short.

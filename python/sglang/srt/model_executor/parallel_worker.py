@@ -1,0 +1,123 @@
+"""Workers of a server with several tensor-parallel ranks.
+
+Rank 0 sends every plan to the other ranks and carries it out like a single worker. The others build the same batch and run their slice
+of the model. Rank 0 alone samples; the ids travel in one small collective, so no rank depends on the others computing ties, sums
+and random numbers alike, and the settings of the sampler (prompts for penalties, grammar masks) need not travel.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import torch
+
+from sglang.srt.arg_groups.rank_place import RankPlace
+from sglang.srt.distributed import (
+    GroupCoordinator,
+    destroy_distributed_environment,
+    get_tp_group,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
+from sglang.srt.distributed.channel import SECRET_BYTES, FollowerChannel, LeaderChannel
+from sglang.srt.distributed.rendezvous import stay_on_loopback
+from sglang.srt.managers.step_plan import StepPlan
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.model_executor.worker import LaunchedStep, TpWorker
+from sglang.srt.platforms import Platform
+
+_ADDRESS = struct.Struct(f"<H{SECRET_BYTES}s")
+
+
+class LeaderWorker:
+    """The worker of rank 0."""
+
+    def __init__(self, worker: TpWorker, channel: LeaderChannel) -> None:
+        self._worker = worker
+        self._channel = channel
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Send `plan` to the other ranks, then queue it here."""
+        self._channel.send(self._encoder.encode(without_sampling(plan)))
+        return self._worker.launch(plan)
+
+    def close(self) -> None:
+        """End the other ranks and leave the group."""
+        self._channel.close()
+        destroy_distributed_environment()
+
+
+class FollowerWorker:
+    """The worker of another rank: same batches, same collectives, no sampler."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._builder = runner.builder
+        self._group = get_tp_group()
+        self._decoder = msgspec.msgpack.Decoder(StepPlan)
+
+    @torch.inference_mode()
+    def carry_out(self, frame: bytes) -> None:
+        """Queue an encoded plan on the device. Raises msgspec.ValidationError for anything else."""
+        plan = self._decoder.decode(frame)
+        batch = self._builder.build(plan)
+        self._runner.forward(batch)
+        rows = [work.row for work in plan.works if work.sample]
+        if not rows:
+            return
+        next_ids = torch.empty(len(rows), dtype=torch.int64, device=self._runner.device)
+        self._group.broadcast(next_ids)
+        self._builder.next_token_ids[torch.tensor(rows, device=next_ids.device)] = next_ids
+
+
+def without_sampling(plan: StepPlan) -> StepPlan:
+    """The part of a plan that a rank needs which does not sample."""
+    if not plan.setups and not plan.grammar_masks:
+        return plan
+    return msgspec.structs.replace(plan, setups=[], grammar_masks={})
+
+
+def join_ranks(place: RankPlace, platform: Platform) -> None:
+    """Meet the other ranks; returns when all are there and a first collective went through.
+
+    The first collective comes before memory is measured: it allocates what the communication library needs.
+    """
+    if place.is_on_loopback:
+        stay_on_loopback()
+    platform.activate()
+    init_distributed_environment(
+        world_size=place.tp_size,
+        rank=place.tp_rank,
+        distributed_init_method=place.init_method,
+        local_rank=place.local_rank,
+        backend=platform.distributed_backend,
+        timeout=place.timeout,
+    )
+    initialize_model_parallel(place.tp_size)
+    get_tp_group().all_reduce(torch.zeros(1, device=platform.device))
+    platform.synchronize()
+
+
+def open_leader_channel(place: RankPlace) -> LeaderChannel:
+    """Rank 0's end, connected to every other rank. All ranks must open theirs at the same time."""
+    channel = LeaderChannel(place.host)
+    _share_address(get_tp_group(), _ADDRESS.pack(channel.port, channel.secret))
+    channel.accept(place.tp_size - 1, place.timeout)
+    return channel
+
+
+def open_follower_channel(place: RankPlace) -> FollowerChannel:
+    """The end of another rank, connected to rank 0."""
+    port, secret = _ADDRESS.unpack(_share_address(get_tp_group(), bytes(_ADDRESS.size)))
+    return FollowerChannel(place.host, port, secret, place.tp_rank)
+
+
+def _share_address(group: GroupCoordinator, address: bytes) -> bytes:
+    """Rank 0's bytes, on every rank."""
+    return (
+        group.broadcast_host(torch.frombuffer(bytearray(address), dtype=torch.uint8))
+        .numpy()
+        .tobytes()
+    )

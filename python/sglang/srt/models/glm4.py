@@ -1,0 +1,86 @@
+"""GLM-4-0414 and GLM-Z1; transformers class `Glm4ForCausalLM`.
+
+    h = h + rms_norm(attention(rms_norm(h)));  q, k, v = Wqkv x + b
+    h = h + rms_norm(down(silu(gate(x)) * up(x))),  x = rms_norm(h)
+
+Differs from Llama:
+- the output of attention and of the MLP is normed too, before it joins the residual;
+- rotary positions turn neighbouring dimensions, and only the first half of each head;
+- q, k and v may have a bias, the output projection never;
+- gate and up are fused in the checkpoint too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sglang.srt.configs.hf_config import read_facts, require
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.common.attention import GQAttention
+from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.mlp import GatedMLP
+from sglang.srt.models.common.norm import add_norm
+from sglang.srt.models.common.weights import QKV, WeightMap
+from sglang.srt.utils import add_prefix
+
+
+class Glm4DecoderLayer(nn.Module):
+    """Attention and MLP between two norms each."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_id: int = 0,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        facts = read_facts(config)
+        require(facts, type(self).__name__, hidden_act=("silu",))
+        self.self_attn = GQAttention.from_facts(
+            facts,
+            layer_id,
+            quant_config,
+            add_prefix("self_attn", prefix),
+            qkv_bias=facts.attention_bias,
+            rope_is_neox_style=False,
+        )
+        self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
+        self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+        self.post_self_attn_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+        self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+        self.post_mlp_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+
+    def forward(
+        self,
+        positions: torch.Tensor,  # [T]
+        hidden_states: torch.Tensor,  # [T, D]
+        forward_batch: ForwardBatch,
+        residual: torch.Tensor | None,  # [T, D]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
+        x = self.post_self_attn_layernorm(self.self_attn(positions, x, forward_batch))
+        # In spite of its name this one comes before the MLP.
+        x, residual = add_norm(self.post_attention_layernorm, x, residual)
+        return self.post_mlp_layernorm(self.mlp(x)), residual
+
+
+class Glm4Model(DecoderModel):
+    layer_cls = Glm4DecoderLayer
+
+
+class Glm4ForCausalLM(CausalLM):
+    model_cls = Glm4Model
+    weight_map = WeightMap(stacked=QKV)
+    packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_up_proj"],
+    }
+
+
+EntryClass = Glm4ForCausalLM
