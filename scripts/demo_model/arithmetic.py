@@ -61,15 +61,6 @@ def times_table(rng: random.Random) -> Item:
     return ask("times_table", question, f"{a} x {b} = {a * b}.", f"times {template} {a} {b}")
 
 
-def multiplication(rng: random.Random) -> Item:
-    """A number from 13 to 29 times one digit, by way of tens and ones."""
-    big, small = rng.randint(13, 29), rng.randint(2, 9)
-    tens, ones = big // 10 * 10 * small, big % 10 * small
-    a, b = (big, small) if rng.random() < 0.7 else (small, big)
-    answer = f"{a} x {b} = {tens} + {ones} = {a * b}."
-    return ask("multiplication", _phrase(rng, _MULTIPLY, a, b), answer, f"product {big} {small}")
-
-
 def word_problem(rng: random.Random) -> Item:
     name, things = pick_name(rng), plural(rng.choice(ITEMS))
     if rng.random() < 0.5:
@@ -146,21 +137,21 @@ def counting(rng: random.Random) -> Item:
     return ask("counting", question, f"{numbers}.", f"count {start} {stop}")
 
 
-# (from, to, factor, largest number asked); names are (singular, plural).
-_UNITS: tuple[tuple[tuple[str, str], tuple[str, str], int, int], ...] = (
-    (("minute", "minutes"), ("second", "seconds"), 60, 12),
-    (("hour", "hours"), ("minute", "minutes"), 60, 12),
-    (("degree", "degrees"), ("arc minute", "arc minutes"), 60, 12),
-    (("metre", "metres"), ("centimetre", "centimetres"), 100, 99),
-    (("euro", "euros"), ("cent", "cents"), 100, 99),
-    (("dollar", "dollars"), ("cent", "cents"), 100, 99),
-    (("century", "centuries"), ("year", "years"), 100, 20),
-    (("kilogram", "kilograms"), ("gram", "grams"), 1000, 99),
-    (("kilometre", "kilometres"), ("metre", "metres"), 1000, 99),
-    (("kg", "kg"), ("g", "g"), 1000, 99),
-    (("km", "km"), ("m", "m"), 1000, 99),
-    (("litre", "litres"), ("millilitre", "millilitres"), 1000, 99),
-    (("centimetre", "centimetres"), ("millimetre", "millimetres"), 10, 99),
+# (from, to, factor, largest number asked, shift of the split); names are (singular, plural).
+_UNITS: tuple[tuple[tuple[str, str], tuple[str, str], int, int, int], ...] = (
+    (("minute", "minutes"), ("second", "seconds"), 60, 12, 0),
+    (("hour", "hours"), ("minute", "minutes"), 60, 12, 2),
+    (("degree", "degrees"), ("arc minute", "arc minutes"), 60, 12, 4),
+    (("metre", "metres"), ("centimetre", "centimetres"), 100, 99, 2),
+    (("euro", "euros"), ("cent", "cents"), 100, 99, 4),
+    (("dollar", "dollars"), ("cent", "cents"), 100, 99, 1),
+    (("century", "centuries"), ("year", "years"), 100, 20, 3),
+    (("kilogram", "kilograms"), ("gram", "grams"), 1000, 99, 0),
+    (("kilometre", "kilometres"), ("metre", "metres"), 1000, 99, 2),
+    (("kg", "kg"), ("g", "g"), 1000, 99, 4),
+    (("km", "km"), ("m", "m"), 1000, 99, 1),
+    (("litre", "litres"), ("millilitre", "millilitres"), 1000, 99, 3),
+    (("centimetre", "centimetres"), ("millimetre", "millimetres"), 10, 99, 0),
 )
 
 
@@ -170,8 +161,7 @@ def units(rng: random.Random) -> Item:
     The units of one factor share their facts, so a held-out number is seen with a sister unit:
     the split is by number modulo five, shifted per unit.
     """
-    index = rng.randrange(len(_UNITS))
-    source, target, factor, top = _UNITS[index]
+    source, target, factor, top, shift = rng.choice(_UNITS)
     n = rng.randint(1, top)
     many, result = source[n != 1], n * factor
     template = rng.choice(
@@ -180,13 +170,13 @@ def units(rng: random.Random) -> Item:
     )
     question = reword(rng, template.format(n=n, s=many, t=target[1]))
     verb = "is" if n == 1 else "are"
-    key = _unit_key(index, n)
+    key = _unit_key(source[0], n, shift)
     return ask("units", question, f"{n} {many} {verb} {result} {target[1]}.", key)
 
 
-def _unit_key(index: int, n: int) -> str:
+def _unit_key(unit: str, n: int, shift: int) -> str:
     """A key whose hash says held out for every fifth number of a unit, else in training."""
-    wanted = (n + 2 * index) % 5 == 0
+    wanted = (n + shift) % 5 == 0
     return next(
-        key for salt in range(1000) if is_held_out(key := f"units {index} {n} {salt}") == wanted
+        key for salt in range(1000) if is_held_out(key := f"units {unit} {n} {salt}") == wanted
     )

@@ -45,7 +45,7 @@ numbers held out of addition is never added in training, in no wording and in ne
 
 What is held out differs with the skill:
 
-- `addition`, `subtraction`, `multiplication`, `comparison`, `word_problem`, `json_answer`,
+- `addition`, `subtraction`, `comparison`, `word_problem`, `json_answer`,
   `counting`: pairs of numbers; `units`: pairs of a unit and a number.
 - `weekdays`, `months`: pairs of a start and a step longer than one week or year. Shorter steps are
   facts and all of them are trained.
@@ -61,8 +61,8 @@ Greedy decoding through transformers; an answer counts when the whole text is ri
 {note}
 ## Limits
 
-Numbers from 0 to 99 in sums and differences (no negative results), products of numbers up to 12 or
-of 13 to 29 with one digit, comparisons up to 999, tables of up to 12 rows. Outside its skills it
+Numbers from 0 to 99 in sums and differences (no negative results), products of numbers up to 12,
+comparisons up to 99, tables of two columns and up to 12 rows. Outside its skills it
 says that it does not know, or is wrong. English only. It is not meant for any use beyond trying
 out software.
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny checkpoints: models.tiny
 sys.path.insert(0, str(Path(__file__).parent))
 
 from server import running  # noqa: E402

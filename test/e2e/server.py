@@ -73,10 +73,15 @@ class Server:
 
 
 def start(
-    args: list[str], log: Path, env: dict[str, str] | None = None, port: int | None = None
+    args: list[str],
+    log: Path,
+    env: dict[str, str] | None = None,
+    port: int | None = None,
+    program: list[str] | None = None,
 ) -> Server:
     port = port or free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *args]
+    program = program or [sys.executable, "-m", "sglang.launch_server"]
+    command = [*program, "--port", str(port), *args]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -101,8 +106,13 @@ def wait_ready(server: Server) -> None:
 
 
 @contextlib.contextmanager
-def running(args: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
-    server = start(args, log, env)
+def running(
+    args: list[str],
+    log: Path,
+    env: dict[str, str] | None = None,
+    program: list[str] | None = None,
+) -> Iterator[Server]:
+    server = start(args, log, env, program=program)
     try:
         wait_ready(server)
         yield server

@@ -25,7 +25,8 @@ class Case:
     """One tiny model. `is_fallback`: served by the transformers fallback, whether or not there is a model file.
 
     `context_length` is the flag it is served with: longrope chooses its factors by it. `prompt_lens`: dynamic rotary frequencies
-    equal the reference's only for sequences of exactly the context length.
+    equal the reference's only for sequences of exactly the context length. `without`: keys of `BASE` that the family's configs
+    do not have.
     """
 
     config_class: str
@@ -34,3 +35,4 @@ class Case:
     is_fallback: bool = False
     context_length: int | None = None
     prompt_lens: tuple[int, int] = (40, 13)
+    without: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from models.configs_dense import DENSE_CASES
 
 __all__ = ["BASE", "CASES", "Case"]
 
+
 def rope(kind: str, **params: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **params}}
 

@@ -10,6 +10,7 @@ import torch
 
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
@@ -48,7 +49,7 @@ class HandRunner:
             size=NUM_ROWS * MAX_LEN + 1,
             page_size=1,
             dtype=torch.float32,
-            head_num=facts.num_key_value_heads,
+            head_num=max(1, facts.num_key_value_heads // get_tensor_model_parallel_world_size()),
             head_dim=facts.head_dim,
             layer_num=facts.num_hidden_layers,
             device="cpu",

@@ -29,7 +29,7 @@ def make_proof(name: str, folder: Path, on_fallback: bool = False) -> Proof:
     """Writes the checkpoint of a case into `folder` and loads it on both sides."""
     write_checkpoint(name, folder, **_LONGER.get(name, {}))
     config = SubjectConfig(
-        context_length=_CONTEXT_LENGTH.get(name),
+        context_length=_CONTEXT_LENGTH.get(name, CASES[name].context_length),
         model_impl="transformers" if on_fallback or CASES[name].is_fallback else "auto",
     )
     return Proof(str(folder), config)

@@ -57,7 +57,8 @@ def test_every_parameter_counts(proof: Proof) -> None:
         original = parameter.detach().clone()
         noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            parameter += 0.1 * original.std() * noise
+            spread = original.std() if original.numel() > 1 else 1.0
+            parameter += 0.1 * spread * noise
         if proof.run(WHOLE).passed:
             unnoticed.append(name)
         with torch.no_grad():

@@ -42,7 +42,7 @@ def test_items_end_with_a_question_and_carry_a_clean_answer(skill: str) -> None:
         assert all(m["content"] == m["content"].strip() for m in item.messages)
 
 
-@pytest.mark.parametrize("skill", ["addition", "subtraction", "times_table", "multiplication"])
+@pytest.mark.parametrize("skill", ["addition", "subtraction", "times_table"])
 def test_equations_hold(skill: str) -> None:
     for item in _items(skill, held_out=True):
         sides = item.answer.rstrip(".").replace("x", "*").split(" = ")
@@ -62,7 +62,7 @@ def test_addition_is_held_out_in_both_orders() -> None:
 
 def test_weekday_steps_are_counted_right() -> None:
     days = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-    pattern = re.compile(r"(\d+) days (after|before) (\w+) is (\w+)\.$")
+    pattern = re.compile(r"(\d+) days? (after|before) (\w+) is (\w+)\.$")
     for item in _items("weekdays", held_out=True):
         found = pattern.search(item.answer)
         assert found is not None, item.answer
@@ -72,12 +72,28 @@ def test_weekday_steps_are_counted_right() -> None:
 
 
 def test_comparisons_are_true() -> None:
-    pattern = re.compile(r"(\d+) is (larger than|smaller than|equal to) (\d+)\.$")
+    pattern = re.compile(r"(\d+) is (larger|smaller) than (\d+), so (.*)\.$")
     for item in _items("comparison", held_out=True):
         found = pattern.search(item.answer)
         assert found is not None, item.answer
-        a, relation, b = int(found[1]), found[2], int(found[3])
-        assert {"larger than": a > b, "smaller than": a < b, "equal to": a == b}[relation]
+        a, relation, b, conclusion = int(found[1]), found[2], int(found[3]), found[4]
+        assert (a > b) == (relation == "larger")
+        question = item.messages[-1]["content"].lower()
+        less = "smaller" in question or "less" in question
+        if conclusion in ("yes", "no"):
+            assert (conclusion == "yes") == ((a < b) == less)
+        else:
+            assert int(conclusion.split()[0]) == (min(a, b) if less else max(a, b))
+
+
+def test_units_of_one_factor_do_not_hold_out_the_same_number() -> None:
+    for unit, sister in (("minute", "hour"), ("hour", "degree")):
+        held_out: dict[str, set[str]] = {unit: set(), sister: set()}
+        for item in _items("units", held_out=True, count=600):
+            _, name, n, _ = str(item.key).split()
+            held_out.setdefault(name, set()).add(n)
+        assert held_out[unit] and held_out[sister]
+        assert not held_out[unit] & held_out[sister]
 
 
 @pytest.mark.parametrize("skill", ["json_answer", "json_record"])
@@ -92,6 +108,9 @@ def test_table_answers_stand_in_the_table() -> None:
         words = re.findall(r"\w+", item.messages[-1]["content"])
         value = re.findall(r"\w+", item.answer.replace(" years old", ""))[-1]
         assert value in words
+        quoted = item.answer.split('"')[1]
+        assert quoted in item.messages[-1]["content"]
+        assert value in quoted
 
 
 def test_the_same_seed_gives_the_same_questions() -> None:

@@ -157,7 +157,7 @@ def test_subclass_may_add_a_flag() -> None:
     [
         ({"tp_size": "2"}, "--tensor-parallel-size '2' must be of type int"),
         ({"tp_size": True}, "must be of type int"),
-        ({"tp_size": 2}, "--tensor-parallel-size 2 is not implemented"),
+        ({"dp_size": 2}, "--data-parallel-size 2 is not implemented"),
         ({"tp_size": 0}, "must be at least 1"),
         ({"port": 65536}, "--port 65536 must be at most 65535"),
         ({"page_size": None}, "--page-size None must be of type int"),
@@ -540,7 +540,7 @@ def test_generate_command_says_what_to_use(capsys: pytest.CaptureFixture[str]) -
 
 def test_serve_reports_a_wrong_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--tp", "64"]) == 2
-    assert "error: --tensor-parallel-size 64 is not implemented" in capsys.readouterr().err
+    assert "error: tp_size=64 does not divide the model's" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         launch_main(["--load-format", "zip"])
     assert caught.value.code == 2

@@ -22,6 +22,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "serve": Command("sglang.launch_server:main", "serve a model over HTTP"),
     "models": Command("sglang.cli.models:main", "list what can be served, explain one model"),
+    "verify": Command("sglang.cli.verify:main", "prove a checkpoint against transformers"),
+    "new-model": Command("sglang.cli.new_model:main", "begin a model file as a copy of another"),
     "version": Command("sglang.cli.version:main", "print the version"),
     "check_env": Command("sglang.check_env:main", "print what the machine and the packages are"),
     "generate": Command("sglang.cli.generate:main", "not available: for diffusion models only"),

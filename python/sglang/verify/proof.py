@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from sglang.verify.comparison import Difference, compare_logprobs, compare_trace
 from sglang.verify.forms import FORMS, Ask, Form, Material
 from sglang.verify.reference import Continuation, ReferenceModel
-from sglang.verify.subject import Session, Subject, SubjectConfig
+from sglang.verify.subject import Session, Subject, SubjectConfig, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +57,18 @@ class Proof:
     def run(self, form: Form) -> FormResult:
         """Prove one form. An error of the engine is not caught."""
         session = self.subject(form.page_size).session(form.schedule)
-        self._play(form, session)
+        self.play(form, session)
         found = Difference()
         for ask, (rid, trace) in zip(form.asks, session.traces.items(), strict=True):
-            expected = self._expect(trace.prompt_ids, self._num_tokens(ask), trace.output_ids)
+            expected = self.expect(ask, trace)
             compare_trace(rid, trace, expected, found)
             if ask.logprobs is not None:
                 compare_logprobs(rid, trace, ask.logprobs, expected, found)
         found.problems += [text for text in (e(session) for e in form.expects) if text]
         return _result(form, session, found)
 
-    def _play(self, form: Form, session: Session) -> None:
+    def play(self, form: Form, session: Session) -> None:
+        """Submit the requests of a form as they arrive and run them to their ends."""
         for place, ask in enumerate(form.asks):
             if ask.wait != 0:
                 session.run(ask.wait)
@@ -75,6 +76,15 @@ class Proof:
             prompt = self._prompt(ask, session)
             session.submit(rid, prompt, self._num_tokens(ask), ask.logprobs)
         session.run()
+
+    def expect(self, ask: Ask, trace: Trace) -> Continuation:
+        """What the reference says to the prompt of a request that was played. Known answers are kept."""
+        num_tokens, key = self._num_tokens(ask), tuple(trace.prompt_ids)
+        known = self._expected.get(key)
+        if known is None or len(known.output_ids) < num_tokens:
+            known = self.reference.greedy(trace.prompt_ids, num_tokens, trace.output_ids)
+            self._expected[key] = known
+        return known.head(num_tokens)
 
     def _prompt(self, ask: Ask, session: Session) -> list[int]:
         if ask.continues is None:
@@ -84,13 +94,6 @@ class Proof:
 
     def _num_tokens(self, ask: Ask) -> int:
         return self.material.num_tokens if ask.num_tokens is None else ask.num_tokens
-
-    def _expect(self, prompt_ids: list[int], num_tokens: int, draft: list[int]) -> Continuation:
-        key = tuple(prompt_ids)
-        known = self._expected.get(key)
-        if known is None or len(known.output_ids) < num_tokens:
-            known = self._expected[key] = self.reference.greedy(prompt_ids, num_tokens, draft)
-        return known.head(num_tokens)
 
 
 def prove(

@@ -324,9 +324,7 @@ def test_fallback_refuses_attention_it_cannot_represent(
 ) -> None:
     folder = write_checkpoint("olmo2-on-transformers", tmp_path)
     with pytest.raises(ConfigError, match=message):
-        load_model(
-            folder, model_impl="transformers", model_override_args=json.dumps(overrides)
-        )
+        load_model(folder, model_impl="transformers", model_override_args=json.dumps(overrides))
 
 
 def test_default_loader_refuses_another_shape() -> None:

@@ -25,7 +25,7 @@ ATTENTION_BACKENDS = (
     "ascend",
     "intel_xpu",
 )
-READY_ATTENTION_BACKENDS = ("torch_native", "intel_amx")  # intel_amx falls back to torch_native
+READY_ATTENTION_BACKENDS = ("torch_native", "triton", "intel_amx")  # intel_amx becomes torch_native
 MOE_RUNNER_BACKENDS = (
     "auto",
     "triton",

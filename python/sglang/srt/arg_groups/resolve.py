@@ -6,6 +6,7 @@ Facts about the machine are collected apart, so that every decision can be teste
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import random
@@ -222,6 +223,10 @@ def _resolve_attention(requested: str | None, device: str, log: _Decisions) -> s
             "--attention-backend intel_amx is not implemented; torch_native takes its place"
         )
         return "torch_native"
+    if device == "cuda" and importlib.util.find_spec("triton") is not None:
+        return log.choose(
+            "attention_backend", requested, "triton", "a GPU, and triton is installed"
+        )
     return log.choose("attention_backend", requested, "torch_native", f"works on {device}")
 
 

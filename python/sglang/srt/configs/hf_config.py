@@ -50,6 +50,8 @@ _NORM_EPS_KEYS = (
     "norm_eps",
     "norm_epsilon",
 )
+# model_type -> every so many layers one is full, where config.json leaves it out.
+_WINDOW_PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "exaone4": 4, "olmo3": 4}
 # Where multimodal configs keep their language model.
 _TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -149,7 +151,9 @@ def read_facts(config: Any) -> ModelFacts:
         hidden_size=int(raw["hidden_size"]),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
+        num_key_value_heads=int(
+            raw.get("num_key_value_heads") or (1 if raw.get("multi_query") else heads)
+        ),
         head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
         vocab_size=int(raw["vocab_size"]),
         intermediate_size=_optional_int(raw.get("intermediate_size")),
@@ -207,6 +211,12 @@ def _text_mapping(outer: Mapping[str, Any]) -> Mapping[str, Any]:
 def _read_rope(raw: Mapping[str, Any]) -> tuple[RopeFacts | None, dict[str, RopeFacts]]:
     """One set of rotary facts, or one per layer type (`rope_parameters` nested by layer type)."""
     settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if raw.get("rope_local_base_freq") is not None:
+        # Windowed layers have a base of their own; the scaling is of the full ones.
+        return None, {
+            "sliding_attention": RopeFacts("default", float(raw["rope_local_base_freq"])),
+            "full_attention": _rope_facts(raw, settings),
+        }
     nested = {k: v for k, v in settings.items() if isinstance(v, Mapping)}
     if nested:
         return None, {name: _rope_facts(raw, value) for name, value in nested.items()}
@@ -247,7 +257,8 @@ def _read_window(raw: Mapping[str, Any]) -> int | None:
 def _read_layer_types(
     raw: Mapping[str, Any], num_layers: int, window: int | None
 ) -> tuple[str, ...]:
-    """The kind of every layer; without a list: full below `max_window_layers`, sliding from there on."""
+    """The kind of every layer; without a list: every n-th full where windows alternate, else full below
+    `max_window_layers` and sliding from there on."""
     listed = raw.get("layer_types")
     if listed:
         if len(listed) != num_layers:
@@ -257,10 +268,25 @@ def _read_layer_types(
         return tuple(listed)
     if window is None:
         return ("full_attention",) * num_layers
+    period = _window_period(raw)
+    if period is not None:
+        return tuple(
+            "sliding_attention" if (layer + 1) % period else "full_attention"
+            for layer in range(num_layers)
+        )
     first = int(raw.get("max_window_layers") or 0) if raw.get("use_sliding_window") else 0
     return tuple(
         "sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)
     )
+
+
+def _window_period(raw: Mapping[str, Any]) -> int | None:
+    """Every so many layers one is full: as the config says (a number, or letters as in "LLLG"), else as the
+    family's first configs, which do not say, are read."""
+    pattern = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern")
+    if pattern is None:
+        return _WINDOW_PERIODS.get(str(raw.get("model_type")))
+    return len(pattern) if isinstance(pattern, str) else int(pattern)
 
 
 def _dtype_name(raw: Mapping[str, Any]) -> str | None:

@@ -123,18 +123,19 @@ class ModelConfig:
 
     def get_num_attention_heads(self, tp_size: int) -> int:
         """Query heads of one rank. Raises ConfigError when they do not divide."""
-        heads = self.facts.num_attention_heads
-        if heads % tp_size:
-            raise ConfigError(
-                f"tp_size={tp_size} does not divide the model's {heads} attention heads; "
-                f"use a divisor of {heads}"
-            )
-        return heads // tp_size
+        _check_heads(self.facts, tp_size)
+        return self.facts.num_attention_heads // tp_size
 
     def check_tp_size(self, tp_size: int) -> None:
-        """Raises ConfigError when the heads cannot be dealt out to `tp_size` ranks; KV heads may be replicated."""
-        self.get_num_attention_heads(tp_size)
-        kv_heads = self.facts.num_key_value_heads
+        """Raises ConfigError when the heads cannot be dealt out to `tp_size` ranks; KV heads may be replicated.
+
+        Cheap where the file names its heads, so that the front can ask before it starts a process.
+        """
+        written = self.config_dict.get("text_config") or self.config_dict
+        is_written = {"num_attention_heads", "num_key_value_heads"} <= written.keys()
+        facts = self._early_facts() if is_written else self.facts
+        _check_heads(facts, tp_size)
+        kv_heads = facts.num_key_value_heads
         if kv_heads % tp_size and tp_size % kv_heads:
             raise ConfigError(
                 f"tp_size={tp_size} neither divides the model's {kv_heads} KV heads nor is a multiple of them"
@@ -169,6 +170,15 @@ class ModelConfig:
         extra = get_generation_config(self.model_path, self.revision).get("eos_token_id")
         listed = extra if isinstance(extra, list) else [] if extra is None else [extra]
         return {*facts.eos_token_ids, *map(int, listed)}
+
+
+def _check_heads(facts: ModelFacts, tp_size: int) -> None:
+    heads = facts.num_attention_heads
+    if heads % tp_size:
+        raise ConfigError(
+            f"tp_size={tp_size} does not divide the model's {heads} attention heads; "
+            f"use a divisor of {heads}"
+        )
 
 
 def is_generation_model(architectures: Iterable[str], is_embedding: bool) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
+from sglang.srt.entrypoints.launch import check_ranks
 from sglang.srt.entrypoints.scheduler_processes import SchedulerProcesses
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ _HEALTH_PATHS = ("/health", "/health_generate", "/ping")
 def serve_follower_node(server_args: ServerArgs) -> None:
     """Run the ranks of this machine until the server ends; blocks.
 
-    Raises SystemExit with 1 when a rank cannot start, fails, or loses rank 0.
+    Raises SystemExit with 1 when a rank cannot start, fails, or loses rank 0, and ConfigError when the model cannot be cut.
     """
     # Late: brings the message classes.
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.server_args import PortArgs
 
+    check_ranks(server_args)
     ports = PortArgs.init_new(server_args)
     client = SchedulerClient(ports.scheduler_input_ipc_name, ports.tokenizer_ipc_name)
     processes = None

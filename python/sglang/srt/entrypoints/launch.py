@@ -61,8 +61,8 @@ def launch_front(
         scheduler_target: what the scheduler processes run; a module-level function.
         manager_class: replaces `TokenizerManager`.
 
-    Raises RuntimeError with the scheduler's reason when it cannot start, ConfigError for a tokenizer that cannot be loaded and for
-    a machine other than the first, which has no engine of its own.
+    Raises RuntimeError with the scheduler's reason when it cannot start, ConfigError for a tokenizer that cannot be loaded, a model
+    that cannot be cut into the ranks, and a machine other than the first, which has no engine of its own.
     """
     leave_if_imported_by_worker()
     if server_args.node_rank > 0:
@@ -73,6 +73,7 @@ def launch_front(
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.server_args import PortArgs
 
+    check_ranks(server_args)
     ports = PortArgs.init_new(server_args)
     client = SchedulerClient(ports.scheduler_input_ipc_name, ports.tokenizer_ipc_name)
     processes = None
@@ -95,6 +96,21 @@ def launch_front(
     front = Front(manager, info, processes, ports)
     atexit.register(front.close)
     return front
+
+
+def check_ranks(server_args: ServerArgs) -> None:
+    """Raises ConfigError, before any process starts, when the model cannot be cut into `tp_size` ranks."""
+    if server_args.tp_size == 1:
+        return
+    # Late: not needed for one rank.
+    from sglang.srt.configs.model_config import ModelConfig
+
+    ModelConfig(
+        str(server_args.model_path),
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.revision,
+        model_override_args=server_args.json_model_override_args,
+    ).check_tp_size(server_args.tp_size)
 
 
 def _build_manager(

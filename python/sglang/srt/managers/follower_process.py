@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
-from sglang.srt.managers.mailbox import SocketMailbox
+from sglang.srt.managers.mailbox import send_once
 from sglang.srt.managers.scheduler_process import Watchdog, prepare_process
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def _start(
     server_args: ServerArgs, port_args: PortArgs, place: RankPlace
 ) -> tuple[FollowerWorker, FollowerChannel]:
     """Build the worker and tell the front: rank 0's front hears of failures only, another machine's of its first rank's success."""
-    mailbox = SocketMailbox(port_args)
     try:
         # Late, so that a broken install is reported through the socket like any other failure.
         from sglang.srt.managers.scheduler_builder import build_follower
@@ -59,12 +58,11 @@ def _start(
     except Exception as error:  # process boundary: the reason goes to whoever started us
         logger.debug("%s", traceback.format_exc())
         reason = f"rank {place.tp_rank}: {type(error).__name__}: {error}"
-        mailbox.send(SchedulerReady(error=reason))
-        mailbox.close()
+        send_once(port_args, SchedulerReady(error=reason))
         os._exit(1)
     if server_args.node_rank > 0 and place.local_rank == 0:
-        mailbox.send(SchedulerReady(info={"pid": os.getpid(), "tp_rank": place.tp_rank}))
-    mailbox.close()
+        info = {"pid": os.getpid(), "tp_rank": place.tp_rank}
+        send_once(port_args, SchedulerReady(info=info))
     return worker, channel
 
 

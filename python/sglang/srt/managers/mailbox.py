@@ -15,6 +15,15 @@ MAX_MESSAGES_PER_TURN = 256
 LINGER_MS = 1000
 
 
+def send_once(ports: PortArgs, message: Any) -> None:
+    """One message to the front from a process that takes no requests: whoever connects to the inbox gets a share of them."""
+    context = zmq.Context(1)
+    outbox = context.socket(zmq.PUSH)
+    outbox.connect(ports.tokenizer_ipc_name)
+    outbox.send(Codec(SchedulerInbound).encode(message))
+    context.destroy(linger=LINGER_MS)
+
+
 class SocketMailbox:
     """Requests in, replies out. Not thread-safe."""
 

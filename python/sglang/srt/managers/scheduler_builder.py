@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -33,6 +34,8 @@ from sglang.srt.platforms import create_platform
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def build_scheduler(
@@ -88,8 +91,6 @@ def _load(
     resolved.log_decisions()
     server_args = resolved.apply_to(server_args)
     set_global_server_args_for_scheduler(server_args)
-    if resolved.device == "cpu":
-        torch.set_num_threads(resolved.num_cpus)
     model_config = build_model_config(server_args, resolved)
     return (
         server_args,
@@ -103,7 +104,15 @@ def _leading_worker(runner: ModelRunner, resolved: ResolvedArgs, place: RankPlac
     worker = TpWorker(runner, seed=resolved.random_seed)
     if place is None or place.tp_size == 1:
         return worker
-    return LeaderWorker(worker, open_leader_channel(place))
+    channel = open_leader_channel(place)
+    channel.watch(_end_process)
+    return LeaderWorker(worker, channel)
+
+
+def _end_process(reason: str) -> None:
+    """A step that waits for a lost rank never returns, so nothing gentler than this is certain."""
+    logger.error("%s; the server ends", reason)
+    os._exit(1)
 
 
 def build_model_config(server_args: ServerArgs, resolved: ResolvedArgs) -> ModelConfig:

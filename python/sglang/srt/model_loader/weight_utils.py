@@ -6,8 +6,11 @@ Tensors come memory-mapped on the host, so a checkpoint is never in memory twice
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,7 @@ __all__ = [
     "default_weight_loader",
     "download_weights_from_hf",
     "find_checkpoint_files",
+    "kv_cache_scales_loader",
     "maybe_remap_kv_scale_name",
     "replace_prefix",
     "replace_substrings",
@@ -30,6 +34,7 @@ __all__ = [
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors", "*.safetensors")
 _PICKLED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "*.bin")
+_MADV_DONTNEED = 4  # of madvise(2)
 # Copies of the weights in another layout, and what trainers leave behind.
 _NOT_WEIGHTS = re.compile(r"^(consolidated|adapter_model|training_args|optimizer|scheduler)")
 
@@ -182,6 +187,35 @@ def maybe_remap_kv_scale_name(name: str, params_dict: Mapping[str, object]) -> s
     return target if target in params_dict else None
 
 
+def kv_cache_scales_loader(
+    filename: str, tp_rank: int, tp_size: int, num_hidden_layers: int, model_type: str | None
+) -> list[tuple[int, float]]:
+    """`(layer, scale)` of this rank from a JSON file of KV-cache scales.
+
+    The file holds `{"model_type": ..., "kv_cache": {"scaling_factor": {rank: {layer: scale}}}}`. Raises ConfigError when it is not of that
+    form, belongs to another model, or lacks a rank or a layer.
+    """
+    try:
+        content = json.loads(Path(filename).read_text(encoding="utf-8"))
+        by_rank = content["kv_cache"]["scaling_factor"]
+        scales = {int(layer): float(x) for layer, x in by_rank[str(tp_rank)].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{filename!r} is no file of KV-cache scales for rank {tp_rank}: {type(error).__name__}: {error}"
+        ) from error
+    written_for = content.get("model_type")
+    if model_type is not None and written_for not in (None, model_type):
+        raise ConfigError(
+            f"{filename!r} holds scales for {written_for!r}, the model is {model_type!r}"
+        )
+    if len(by_rank) != tp_size or set(scales) != set(range(num_hidden_layers)):
+        raise ConfigError(
+            f"{filename!r} holds scales for {len(by_rank)} ranks and {len(scales)} layers; the model runs on "
+            f"{tp_size} ranks and has {num_hidden_layers} layers"
+        )
+    return sorted(scales.items())
+
+
 def _find(
     folder: Path, names: tuple[str, str, str], is_safetensors: bool
 ) -> CheckpointFiles | None:
@@ -225,9 +259,25 @@ def _stream_safetensors(path: Path, use_mmap: bool) -> Iterator[tuple[str, torch
             return
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
-                yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                yield name, tensor
+                _release_pages(tensor)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _release_pages(mapped: torch.Tensor) -> None:
+    """Let the system drop the pages of a file that a tensor is mapped to; reading them again would read the file.
+
+    Without this the whole checkpoint stays resident beside the parameters until the file is closed.
+    """
+    if sys.platform != "linux":
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = -(-mapped.data_ptr() // page) * page
+    length = (mapped.data_ptr() + mapped.nbytes) // page * page - start
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED)
 
 
 def _stream_pickled(path: Path, use_mmap: bool) -> Iterator[tuple[str, torch.Tensor]]:

@@ -52,7 +52,7 @@ class CohereDecoderLayer(nn.Module):
         super().__init__()
         facts = read_facts(config)
         require(facts, type(self).__name__, hidden_act=("silu",))
-        norms: dict[str, nn.Module] = {}
+        norms: dict[str, Any] = {}
         if config.use_qk_norm:
             sizes = facts.head_dim, facts.norm_eps
             norms["q_norm"] = PerHeadLayerNorm(facts.num_attention_heads, *sizes)

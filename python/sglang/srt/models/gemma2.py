@@ -7,7 +7,8 @@ Differs from Llama:
 - norms, embeddings and activation as in Gemma 1;
 - the output of attention and of the MLP is normed too, before it joins the residual;
 - every other layer sees a sliding window;
-- soft caps on attention scores and on logits; scores are scaled by `query_pre_attn_scalar`, not by the head dim.
+- soft caps on attention scores and on logits;
+- scores are scaled by `query_pre_attn_scalar`, not by the head dim.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ _NORM_EPS = 1e-5
 class OlmoAttention(GQAttention):
     """Attention with clipped projections; `clip_qkv` None clips nothing."""
 
-    clip_qkv: float | None = None
+    def __init__(self, *sizes: int, clip_qkv: float | None, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.clip_qkv = clip_qkv
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.clip_qkv is not None:
@@ -59,8 +61,8 @@ class OlmoDecoderLayer(nn.Module):
             add_prefix("self_attn", prefix),
             qkv_bias=facts.attention_bias,
             o_bias=facts.attention_bias,
+            clip_qkv=config.clip_qkv,
         )
-        self.self_attn.clip_qkv = config.clip_qkv
         self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = _norm(facts.hidden_size)
         self.post_attention_layernorm = _norm(facts.hidden_size)

@@ -32,6 +32,7 @@ class Olmo2Attention(GQAttention):
     """Attention whose q and k are normed as a whole."""
 
     def norm_heads(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.q_norm is not None and self.k_norm is not None
         return self.q_norm(q), self.k_norm(k)
 
 

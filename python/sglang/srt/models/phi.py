@@ -41,7 +41,7 @@ class PhiDecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         facts = read_facts(config)
-        norms: dict[str, nn.Module] = {}
+        norms: dict[str, Any] = {}
         if config.qk_layernorm:
             norms["q_norm"] = LayerNorm(facts.head_dim, eps=facts.norm_eps)
             norms["k_norm"] = LayerNorm(facts.head_dim, eps=facts.norm_eps)

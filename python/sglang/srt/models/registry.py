@@ -75,7 +75,7 @@ class Source:
 
 
 BUILTIN = Source("built-in", "built-in")
-SCRIPT = Source("script", "assigned to ModelRegistry by the user's program")
+SCRIPT = Source("script", "user's program (ModelRegistry.models)")
 
 
 @dataclass(frozen=True)
@@ -293,10 +293,10 @@ class _Registry:
         for label, names in offers.items():
             used = [name for name in names if name in asked]
             if used:
-                logger.info("%s is served by the class %s", used[0], label)
+                logger.info("%s is served by the %s", used[0], label)
             else:
                 logger.warning(
-                    "Nobody asks for %s (%s): the model's architectures are %s",
+                    "Nobody asks for %s of the %s: the architectures of this model are %s",
                     ", ".join(names),
                     label,
                     ", ".join(asked),

@@ -7,7 +7,6 @@ tokens, B requests, H query heads, K kv heads, d head dim, S slots of the pool.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,67 +21,21 @@ from sglang.srt.layers.attention.triton_ops.extend import (
     count_tile_tokens,
     extend_attention,
 )
+from sglang.srt.layers.attention.triton_ops.metadata import (
+    DecodeMetadata,
+    ExtendMetadata,
+    Splits,
+    StepMetadata,
+    build_decode_metadata,
+    build_extend_metadata,
+    find_tiles,
+    upload,
+)
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 # Multiprocessors that the splits are planned for where there are none (the interpreter).
 _NUM_PROCESSORS_WITHOUT_GPU = 4
-
-
-@dataclass
-class Splits:
-    """How the keys of a decode are split. `split_len` int32 [1] on the device; graphs read it at every replay."""
-
-    num_splits: int
-    split_len: torch.Tensor
-
-
-@dataclass
-class DecodeMetadata:
-    """The requests of a decode, or the decodes at the end of a mixed step.
-
-    `splits` by window, chunk and whether the keys are an encoder's.
-    """
-
-    rows: torch.Tensor  # int64 [B]
-    lens: torch.Tensor  # int64 [B]
-    lens_cpu: np.ndarray  # upper bounds in a captured graph
-    encoder_lens: torch.Tensor | None = None  # [B]
-    encoder_lens_cpu: np.ndarray | None = None
-    splits: dict[tuple[int, int, bool], Splits] = field(default_factory=dict)
-
-
-@dataclass
-class ExtendMetadata:
-    """The requests of an extend. Tensors are int32 [B] on the device, arrays their host copies."""
-
-    rows: torch.Tensor | None  # int64; None for a model without a cache
-    starts: torch.Tensor
-    new_lens: torch.Tensor
-    prefix_lens: torch.Tensor
-    seq_lens: torch.Tensor
-    zeros: torch.Tensor
-    encoder_lens: torch.Tensor | None
-    new_lens_cpu: np.ndarray
-    prefix_lens_cpu: np.ndarray
-    # The last so many requests bring one token each and are decoded where the layer allows it.
-    num_decodes: int = 0
-    tiles: dict[tuple[int, bool], torch.Tensor] = field(default_factory=dict)
-    spans: torch.Tensor | None = None  # int32 [T, 2]
-
-
-@dataclass
-class StepMetadata:
-    """What the layers of one step share.
-
-    A model may set `custom_mask` (bool or uint8, see `ExtendOptions.mask`) and `mask_indptr` (int64, at least B) before
-    its layers run.
-    """
-
-    decode: DecodeMetadata | None = None
-    extend: ExtendMetadata | None = None
-    custom_mask: torch.Tensor | None = None
-    mask_indptr: torch.Tensor | None = None
 
 
 class TritonAttnBackend(AttentionBackend):
@@ -111,9 +64,8 @@ class TritonAttnBackend(AttentionBackend):
         if device.type == "cuda":
             self.num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self.forward_metadata: StepMetadata | None = None
-        self._graph_rows: torch.Tensor | None = None
-        self._graph_lens: torch.Tensor | None = None
-        self._graph_encoder_lens: torch.Tensor | None = None
+        # Rows, lengths and encoder lengths of captured decodes, int64 [3, max batch].
+        self._graph_requests: torch.Tensor | None = None
         self._graph_steps: dict[int, StepMetadata] = {}
 
     # --- metadata
@@ -123,19 +75,18 @@ class TritonAttnBackend(AttentionBackend):
         if forward_batch.forward_mode.is_idle() or forward_batch.batch_size == 0:
             self.forward_metadata = StepMetadata()
         elif forward_batch.forward_mode.is_decode():
-            self.forward_metadata = StepMetadata(decode=_decode_metadata(forward_batch))
+            self.forward_metadata = StepMetadata(decode=build_decode_metadata(forward_batch))
         else:
-            extend = _extend_metadata(forward_batch)
+            extend = build_extend_metadata(forward_batch)
             decode = None
             if extend.num_decodes:
                 first = forward_batch.batch_size - extend.num_decodes
-                decode = _decode_metadata(forward_batch, first)
+                decode = build_decode_metadata(forward_batch, first)
             self.forward_metadata = StepMetadata(decode, extend)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Rows and lengths of captured decodes; what a graph reads stays where it is."""
-        zeros = torch.zeros(3, max_bs, dtype=torch.int64, device=self.device)
-        self._graph_rows, self._graph_lens, self._graph_encoder_lens = zeros.unbind()
+        self._graph_requests = torch.zeros(3, max_bs, dtype=torch.int64, device=self.device)
         self._graph_steps = {}
 
     def init_forward_metadata_capture_cuda_graph(
@@ -153,14 +104,15 @@ class TritonAttnBackend(AttentionBackend):
             raise ValueError(
                 f"the triton attention backend captures plain decodes only, not {forward_mode.name}"
             )
-        assert self._graph_rows is not None, "init_cuda_graph_state was not called"
+        assert self._graph_requests is not None, "init_cuda_graph_state was not called"
+        graph_rows, graph_lens, graph_encoder_lens = self._graph_requests[:, :bs].unbind()
         longest = np.full(bs, self.max_context_len)
         num_splits = plan.count_graph_splits(bs, self.num_kv_heads, self.num_processors)
         split_len = torch.zeros(1, dtype=torch.int32, device=self.device)
-        decode = DecodeMetadata(self._graph_rows[:bs], self._graph_lens[:bs], longest)
+        decode = DecodeMetadata(graph_rows, graph_lens, longest)
         decode.splits[-1, 0, False] = Splits(num_splits, split_len)
         if encoder_lens is not None:
-            decode.encoder_lens = self._graph_encoder_lens[:bs]
+            decode.encoder_lens = graph_encoder_lens
             decode.encoder_lens_cpu = longest
             decode.splits[-1, 0, True] = decode.splits[-1, 0, False]
         self._graph_steps[bs] = StepMetadata(decode)
@@ -385,7 +337,7 @@ class _LayerCall:
             new,
             pool,
             self._extend_batch(extend, new is not None, has_pool),
-            _find_tiles(extend, count_tile_tokens(group, config), with_decodes),
+            find_tiles(extend, count_tile_tokens(group, config), with_decodes),
             ExtendOptions(
                 layer.scaling,
                 layer.logit_cap or 0.0,
@@ -438,7 +390,7 @@ class _LayerCall:
                     if begin < end:
                         table[row + begin : row + end] = first, last
                 row += num_new
-            extend.spans = _upload(table, self.backend.device)
+            extend.spans = upload(table, self.backend.device)
         return extend.spans
 
     def _buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -455,77 +407,3 @@ class _LayerCall:
 
 def _is_scaled(buffer: torch.Tensor) -> bool:
     return buffer.element_size() == 1
-
-
-def _decode_metadata(batch: ForwardBatch, first: int = 0) -> DecodeMetadata:
-    """The requests from `first` on, one token each."""
-    assert batch.seq_lens is not None and batch.req_pool_indices is not None
-    assert batch.seq_lens_cpu is not None, "a decode needs seq_lens_cpu"
-    decode = DecodeMetadata(
-        batch.req_pool_indices[first:], batch.seq_lens[first:], batch.seq_lens_cpu[first:].numpy()
-    )
-    if batch.encoder_lens_cpu is not None:
-        decode.encoder_lens_cpu = np.asarray(batch.encoder_lens_cpu[first:], np.int64)
-        lens = batch.encoder_lens
-        decode.encoder_lens = (
-            _upload(decode.encoder_lens_cpu, batch.seq_lens.device)
-            if lens is None
-            else lens[first:]
-        )
-    return decode
-
-
-def _extend_metadata(batch: ForwardBatch) -> ExtendMetadata:
-    assert batch.seq_lens is not None and batch.seq_lens_cpu is not None
-    assert batch.extend_seq_lens_cpu is not None, "an extend needs extend_seq_lens_cpu"
-    size = batch.batch_size
-    seq_lens = batch.seq_lens_cpu.numpy()
-    new_lens = np.asarray(batch.extend_seq_lens_cpu, np.int64)
-    prefix_lens = seq_lens - new_lens
-    # One upload; every line of it starts at a multiple of 16 bytes.
-    table = np.zeros((6, plan.round_up(size, 4)), np.int32)
-    lines = [np.cumsum(new_lens) - new_lens, new_lens, prefix_lens, seq_lens]
-    if batch.encoder_lens_cpu is not None:
-        lines.append(np.asarray(batch.encoder_lens_cpu, np.int64))
-    for line, values in zip(table[: len(lines)], lines, strict=True):
-        line[:size] = values
-    starts, news, prefixes, seqs, encoders, zeros = _upload(table, batch.seq_lens.device).unbind()
-    return ExtendMetadata(
-        rows=batch.req_pool_indices,
-        starts=starts,
-        new_lens=news,
-        prefix_lens=prefixes,
-        seq_lens=seqs,
-        zeros=zeros,
-        encoder_lens=None if batch.encoder_lens_cpu is None else encoders,
-        new_lens_cpu=new_lens,
-        prefix_lens_cpu=prefix_lens,
-        num_decodes=_count_decodes(batch, new_lens),
-    )
-
-
-def _count_decodes(batch: ForwardBatch, new_lens: np.ndarray) -> int:
-    """Requests with one token at the end of a mixed step."""
-    if not batch.forward_mode.is_mixed():
-        return 0
-    longer = np.flatnonzero(new_lens != 1)
-    return len(new_lens) - (int(longer[-1]) + 1 if len(longer) else 0)
-
-
-def _find_tiles(extend: ExtendMetadata, tokens_per_tile: int, with_decodes: bool) -> torch.Tensor:
-    """Tiles int32 [N, 2] on the device; made once per step and tile size."""
-    key = (tokens_per_tile, with_decodes)
-    if key not in extend.tiles:
-        end = len(extend.new_lens_cpu) - (0 if with_decodes else extend.num_decodes)
-        tiles = plan.build_tiles(
-            extend.new_lens_cpu[:end], extend.prefix_lens_cpu[:end], tokens_per_tile
-        )
-        extend.tiles[key] = _upload(tiles, extend.starts.device)
-    return extend.tiles[key]
-
-
-def _upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

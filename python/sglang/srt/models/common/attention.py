@@ -7,7 +7,7 @@ Legend: T tokens in the batch, D model width, H query heads and K kv heads of th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.utils import apply_qk_norm
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
+
+_Attention = TypeVar("_Attention", bound="GQAttention")
 
 
 class GQAttention(nn.Module):
@@ -108,7 +110,7 @@ class GQAttention(nn.Module):
 
     @classmethod
     def from_facts(
-        cls,
+        cls: type[_Attention],
         facts: ModelFacts,
         layer_id: int,
         quant_config: QuantizationConfig | None,
@@ -116,7 +118,7 @@ class GQAttention(nn.Module):
         *,
         use_rope: bool = True,
         **options: Any,
-    ) -> GQAttention:
+    ) -> _Attention:
         """One layer's attention with the config's sizes and rotary settings (those of the layer's type, where
         types differ); `options` are those of the constructor."""
         rotary = rope_arguments(facts, facts.rope_of_layer(layer_id)) if use_rope else {}

@@ -98,6 +98,17 @@ class WeightMap:
                     yield on_disk, new_name, new_value
 
 
+def unfuse_heads(num_heads: int, name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
+    """A `convert` for `qkv_proj` tensors that hold [q | k | v] of one head after the other: all q, all k, all v.
+
+    For models in which every query head has a key-value head. Other tensors pass.
+    """
+    if ".qkv_proj." in name:
+        by_head = tensor.unflatten(0, (num_heads, 3, -1))  # [heads, 3, d, ...]
+        tensor = by_head.transpose(0, 1).flatten(0, 2)
+    yield name, tensor
+
+
 def load_weights(
     model: nn.Module,
     weights: Iterable[NamedTensor],

@@ -18,7 +18,6 @@ from sglang.srt.layers.attention.triton_ops.common import (
     LOG2_E,
     attend_range,
     is_view_of,
-    load_rows,
     score_factors,
     with_dense_heads,
 )
@@ -86,8 +85,10 @@ def extend_attention(
     `config`; rows that no tile covers are not written. Queries that see no key get zeros.
     """
     q = with_dense_heads(q)
-    sources = [None if kv is None else tuple(with_dense_heads(x) for x in kv) for kv in (new, pool)]
-    (new_k, new_v), (pool_k, pool_v) = sources[0] or sources[1], sources[1] or sources[0]
+    first, second = new or pool, pool or new
+    assert first is not None and second is not None, "neither new keys nor a pool"
+    new_k, new_v = with_dense_heads(first[0]), with_dense_heads(first[1])
+    pool_k, pool_v = with_dense_heads(second[0]), with_dense_heads(second[1])
     num_tokens, num_heads, dim = q.shape
     num_kv_heads, v_dim = new_k.shape[1], new_v.shape[2]
     group = num_heads // num_kv_heads

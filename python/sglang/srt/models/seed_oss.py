@@ -1,0 +1,75 @@
+"""Seed-OSS; transformers class `SeedOssForCausalLM`.
+
+    h = h + attention(rms_norm(h));  q, k, v = Wqkv x + b
+    h = h + down(silu(gate(x)) * up(x)),  x = rms_norm(h)
+
+Differs from Llama:
+- `attention_bias` is on q, k and v, `attention_out_bias` on the output projection;
+- the head dim is the config's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sglang.srt.configs.hf_config import read_facts, require
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.common.attention import GQAttention
+from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.mlp import GatedMLP
+from sglang.srt.models.common.norm import add_norm
+from sglang.srt.utils import add_prefix
+
+
+class SeedOssDecoderLayer(nn.Module):
+    """Pre-norm attention and MLP around one residual stream."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_id: int = 0,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        facts = read_facts(config)
+        require(facts, type(self).__name__, hidden_act=("silu",))
+        self.self_attn = GQAttention.from_facts(
+            facts,
+            layer_id,
+            quant_config,
+            add_prefix("self_attn", prefix),
+            qkv_bias=facts.attention_bias,
+            o_bias=config.attention_out_bias,
+        )
+        self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
+        self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+        self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+
+    def forward(
+        self,
+        positions: torch.Tensor,  # [T]
+        hidden_states: torch.Tensor,  # [T, D]
+        forward_batch: ForwardBatch,
+        residual: torch.Tensor | None,  # [T, D]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
+        x = self.self_attn(positions, x, forward_batch)
+        x, residual = add_norm(self.post_attention_layernorm, x, residual)
+        return self.mlp(x), residual
+
+
+class SeedOssModel(DecoderModel):
+    layer_cls = SeedOssDecoderLayer
+
+
+class SeedOssForCausalLM(CausalLM):
+    model_cls = SeedOssModel
+
+
+EntryClass = SeedOssForCausalLM

@@ -1,0 +1,190 @@
+"""Puts the embeddings of media in the place of their pad values, and calls the language model.
+
+Legend: T tokens in the batch, D model width, N embedding rows of one request's media.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
+
+logger = logging.getLogger(__name__)
+
+EmbeddingFunction = Callable[[list[MultimodalDataItem]], torch.Tensor]
+
+
+def general_mm_embed_routine(
+    input_ids: torch.Tensor,  # int64 [T]; media positions hold pad values; clamped to the vocabulary in place
+    forward_batch: ForwardBatch,
+    language_model: Any,
+    multimodal_model: Any = None,
+    data_embedding_funcs: dict[Modality, EmbeddingFunction] | None = None,
+    placeholder_tokens: dict[Modality, list[int]] | None = None,
+    use_deepstack: dict[Modality, bool] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`language_model(input_ids=None, forward_batch=, input_embeds=[T, D], **kwargs)` with media embedded.
+
+    Media of a modality are embedded by `data_embedding_funcs[modality]`, else by `get_image_feature` (`_video_`, `_audio_`) of
+    `multimodal_model`, request by request. With `use_deepstack` the language model also gets `input_deepstack_embeds`.
+    Raises RuntimeError when the function gives fewer rows than the prompt has places.
+    """
+    if _is_later_stage(language_model):
+        return language_model(
+            input_ids=None, forward_batch=forward_batch, input_embeds=None, **kwargs
+        )
+    embed_tokens = language_model.get_input_embeddings()
+    mode = forward_batch.forward_mode
+    has_media = (
+        not mode.is_decode_or_idle()
+        and not mode.is_target_verify()
+        and forward_batch.contains_mm_inputs()
+    )
+    if has_media:
+        embeds, extra = embed_mm_inputs(
+            list(forward_batch.mm_inputs or []),
+            list(forward_batch.extend_prefix_lens_cpu or []),
+            list(forward_batch.extend_seq_lens_cpu or []),
+            input_ids,
+            embed_tokens,
+            multimodal_model,
+            data_embedding_funcs,
+            placeholder_tokens,
+            use_deepstack,
+        )
+        kwargs.update(extra)
+        _release_features(forward_batch)
+        forward_batch.mm_input_embeds = embeds
+    else:
+        embeds = embed_tokens(input_ids)
+    if forward_batch.input_embeds is not None:  # a buffer that a recorded graph reads
+        embeds = forward_batch.input_embeds.copy_(embeds)
+    return language_model(
+        input_ids=None, forward_batch=forward_batch, input_embeds=embeds, **kwargs
+    )
+
+
+def embed_mm_inputs(
+    mm_inputs_list: list[MultimodalInputs | None],
+    extend_prefix_lens: list[int],
+    extend_seq_lens: list[int],
+    input_ids: torch.Tensor,
+    input_embedding: Any,  # the table, with `num_embeddings`
+    multimodal_model: Any = None,
+    data_embedding_func_mapping: dict[Modality, EmbeddingFunction] | None = None,
+    placeholder_tokens: dict[Modality, list[int]] | None = None,
+    use_deepstack: dict[Modality, bool] | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Embeddings `[T, D]` and further keywords for the language model. Clamps `input_ids` in place."""
+    pieces = []
+    for modality in Modality.all():
+        function = functools.partial(
+            _call_embedding_function, modality, multimodal_model, data_embedding_func_mapping
+        )
+        found = _embed_modality(
+            modality, mm_inputs_list, extend_prefix_lens, extend_seq_lens, function
+        )
+        if found is not None:
+            pieces.append((modality, *found))
+    input_ids.clamp_(0, input_embedding.num_embeddings - 1)
+    embeds = input_embedding(input_ids)
+    extra: dict[str, torch.Tensor] = {}
+    for modality, rows, places in pieces:
+        where = torch.tensor(places, device=embeds.device)
+        if (use_deepstack or {}).get(modality):
+            rows, deep = multimodal_model.separate_deepstack_embeds(rows)
+            if "input_deepstack_embeds" not in extra:
+                extra["input_deepstack_embeds"] = embeds.new_zeros(len(embeds), deep.shape[-1])
+            extra["input_deepstack_embeds"][where] = deep.to(embeds)
+        embeds[where] = rows.to(embeds)
+    return embeds, extra
+
+
+def _embed_modality(
+    modality: Modality,
+    mm_inputs_list: list[MultimodalInputs | None],
+    prefix_lens: list[int],
+    extend_lens: list[int],
+    function: EmbeddingFunction,
+) -> tuple[torch.Tensor, list[int]] | None:
+    """Rows of all requests' media of one kind that lie in this step, and their places in the batch; None without any."""
+    all_rows, all_places, start = [], [], 0
+    for mm_inputs, prefix, count in zip(mm_inputs_list, prefix_lens, extend_lens, strict=True):
+        items = [] if mm_inputs is None else _items_of(modality, mm_inputs)
+        spots = [i for item in items for a, b in item.offsets or [] for i in range(a, b + 1)]
+        chosen = [n for n, spot in enumerate(spots) if prefix <= spot < prefix + count]
+        if chosen:
+            rows = _rows_of(items, function)
+            if len(rows) < len(spots):
+                raise RuntimeError(
+                    f"{modality.name}: the prompt has {len(spots)} places for media, the model made {len(rows)} rows"
+                )
+            if len(rows) > len(spots):
+                logger.warning(
+                    "%s: %d rows for %d places; the last ones are used",
+                    modality.name,
+                    len(rows),
+                    len(spots),
+                )
+                rows = rows[-len(spots) :]
+            all_rows.append(rows[torch.tensor(chosen, device=rows.device)])
+            all_places += [start + spots[n] - prefix for n in chosen]
+        start += count
+    return (torch.cat(all_rows), all_places) if all_rows else None
+
+
+def _items_of(modality: Modality, mm_inputs: MultimodalInputs) -> list[MultimodalDataItem]:
+    if modality is Modality.IMAGE:
+        return [item for item in mm_inputs.mm_items if item.is_image()]
+    return [item for item in mm_inputs.mm_items if item.is_modality(modality)]
+
+
+def _rows_of(items: list[MultimodalDataItem], function: EmbeddingFunction) -> torch.Tensor:
+    """[N, D]; media that come as embeddings are used as they are."""
+    ready = [item.precomputed_embeddings for item in items]
+    given = [rows for rows in ready if rows is not None]
+    if given and len(given) != len(items):
+        raise ValueError(
+            "a request mixes media with precomputed embeddings and media without; give one kind"
+        )
+    rows = torch.cat(given) if given else function(items)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _call_embedding_function(
+    modality: Modality,
+    multimodal_model: Any,
+    mapping: dict[Modality, EmbeddingFunction] | None,
+    items: list[MultimodalDataItem],
+) -> torch.Tensor:
+    """Rows of one request's media. Raises ValueError when the model has no function for the kind."""
+    if mapping and modality in mapping:
+        return mapping[modality](items)
+    name = f"get_{modality.name.lower()}_feature"
+    function = getattr(multimodal_model, name, None)
+    if function is None:
+        raise ValueError(
+            f"{type(multimodal_model).__name__} has no {name}, so that it cannot take media of this kind"
+        )
+    return function(items)
+
+
+def _is_later_stage(language_model: Any) -> bool:
+    group = vars(language_model).get("pp_group")
+    return group is not None and not group.is_first_rank
+
+
+def _release_features(forward_batch: ForwardBatch) -> None:
+    """The device memory of media is not needed once they are embedded; later chunks read them from the host."""
+    for mm_inputs in forward_batch.mm_inputs or []:
+        for item in mm_inputs.mm_items if mm_inputs is not None else []:
+            if isinstance(item.feature, torch.Tensor) and item.feature.device.type != "cpu":
+                item.feature = item.feature.cpu()
+    forward_batch.mm_inputs = None

@@ -1,0 +1,405 @@
+"""The whole verification of one model, step by step: checkpoint, weights, forms, modules, text, speed.
+
+A step that fails is a failed section with a sentence; what needs it is then skipped. Nothing is raised to the caller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader.utils import get_model_architecture
+from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.hf_transformers_utils import download_from_hf, get_tokenizer, read_config_dict
+from sglang.test.prompts import CORRECTNESS_PROMPTS
+from sglang.verify.comparison import RELATIVE_BOUND, bound_of
+from sglang.verify.coverage import Coverage, measure_coverage
+from sglang.verify.diverge import ModuleTrace, trace_modules
+from sglang.verify.forms import FORMS, Ask, Form, batch_of, forms_named
+from sglang.verify.plot import error_plot
+from sglang.verify.proof import FormResult, Proof
+from sglang.verify.report import markdown_table, to_dict
+from sglang.verify.speed import BATCH, NUM_TOKENS, PROMPT_LEN, Speed, SpeedReport, measure_speed
+from sglang.verify.subject import SubjectConfig
+from sglang.verify.summary import Section, Summary, cell
+from sglang.verify.tiny import require_reference, tiny_config, write_config
+
+# Longer contexts only cost memory: no form is longer than 200 tokens.
+_CONTEXT_LEN = 1024
+_TEXT_TOKENS = 16
+_MAX_NAMES = 20
+PLOT_NAME = "error_by_layer.svg"
+
+ORDER = Form(
+    "order of arrival reversed, page 1",
+    (Ask("tiny"), Ask("middle", 3), Ask("single", 4), Ask("long", 5), Ask("short", 8)),
+    expects=(batch_of(5, "decode"),),
+)
+WHOLE = Form("one prompt, whole", (Ask("long", num_tokens=4),))
+QUICK: tuple[Form, ...] = (
+    *forms_named(
+        [
+            "whole prefill",
+            "prefill in chunks of 16",
+            "prefill in chunks of 48",
+            "full hit",
+            "partial hit, page 16, chunks",
+            "mixed with prefill",
+            "retraction, page 16",
+            "logprobs, page 1, chunks",
+        ]
+    ),
+    ORDER,
+)
+FULL: tuple[Form, ...] = (*FORMS, ORDER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to verify. Exactly one of `model` (folder or hub id) and `tiny` (see `tiny_config`) is set."""
+
+    output: Path
+    model: str | None = None
+    tiny: str | None = None
+    full: bool = False
+    speed: bool = True
+    model_impl: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.model or f"tiny {self.tiny}"
+
+
+class StepFailed(Exception):
+    """A step whose section has failed and that ends the verification."""
+
+
+class Verification:
+    """Runs the steps. `say` is called with every section as soon as it is there."""
+
+    def __init__(self, options: Options, command: str, say: Callable[[Section], None]) -> None:
+        self._options = options
+        self._say = say
+        self._forms = FULL if options.full else QUICK
+        self.summary = Summary(options.name, command, _versions())
+        self._folder = ""
+        self._coverage = Coverage()
+        self._results: list[FormResult] = []
+        self._proof: Proof | None = None
+
+    def run(self) -> Summary:
+        """All steps, then the report's files in the output folder."""
+        self._options.output.mkdir(parents=True, exist_ok=True)
+        needed = (
+            ("checkpoint", self._find_checkpoint),
+            ("weights", self._cover_weights),
+            ("reference", self._load_both),
+        )
+        independent = [
+            ("forms", self._prove_forms),
+            ("modules", self._compare_modules),
+            ("text", self._compare_text),
+        ]
+        if self._options.speed:
+            independent.append(("speed", self._measure_speed))
+        try:
+            for title, step in needed:
+                if self._do(title, step).passed is False:
+                    raise StepFailed(title)
+            for title, step in independent:
+                self._do(title, step)
+        except StepFailed:
+            done = {section.title for section in self.summary.sections}
+            for title, _ in (*needed, *independent):
+                if title not in done:
+                    self._add(Section(title, None, "not done, because a step before it failed"))
+        self.summary.write(self._options.output)
+        return self.summary
+
+    def _do(self, title: str, step: Callable[[], Section]) -> Section:
+        started = time.perf_counter()
+        try:
+            section = step()
+        except Exception as error:  # the command's boundary: the model file may raise anything
+            section = Section(title, False, describe_error(error))
+            section.data["traceback"] = traceback.format_exc()
+            if not isinstance(error, ConfigError):
+                section.text = f"```\n{traceback.format_exc()}```"
+        section.seconds = time.perf_counter() - started
+        self._add(section)
+        return section
+
+    def _add(self, section: Section) -> None:
+        self.summary.sections.append(section)
+        self._say(section)
+
+    # --- steps
+
+    def _find_checkpoint(self) -> Section:
+        options = self._options
+        if options.tiny is not None:
+            folder = options.output / "checkpoint"
+            self._folder = str(write_config(tiny_config(options.tiny), folder))
+            made = f"a random checkpoint was written to {self._folder}; "
+        else:
+            assert options.model is not None, "neither a model nor a tiny configuration"
+            self._folder = _fetch(options.model, options.revision)
+            made = ""
+        config = self._model_config()
+        cls, name = get_model_architecture(config)
+        label = ModelRegistry.source_of(name).label
+        served = f"{', '.join(config.architectures)} is served by {cls.__module__}:{cls.__name__} ({label})"
+        data = {
+            "folder": self._folder,
+            "class": f"{cls.__module__}:{cls.__name__}",
+            "source": label,
+        }
+        return Section("checkpoint", True, made + served, data=data)
+
+    def _cover_weights(self) -> Section:
+        self._coverage = found = measure_coverage(self._folder, self._model_config())
+        data = {
+            "tensors": found.num_tensors,
+            "parameters": found.num_parameters,
+            "elements": found.num_elements,
+            "unfilled_parameters": found.unfilled,
+            "ignored_tensors": found.ignored,
+            "is_traced": found.is_traced,
+        }
+        return Section("weights", found.passed, _coverage_sentence(found), data=data)
+
+    def _load_both(self) -> Section:
+        if not self._options.trust_remote_code:
+            require_reference(read_config_dict(self._folder))
+        context_len = min(self._model_config().derived_context_len, _CONTEXT_LEN)
+        config = SubjectConfig(
+            context_length=context_len,
+            model_impl=self._options.model_impl,
+            trust_remote_code=self._options.trust_remote_code,
+        )
+        self._proof = Proof(self._folder, config)
+        name = type(self._proof.reference.model).__name__
+        return Section("reference", True, f"transformers' {name}, float32, eager attention")
+
+    def _prove_forms(self) -> Section:
+        assert self._proof is not None
+        for form in self._forms:
+            self._results.append(_prove(self._proof, form))
+        failed = [result for result in self._results if not result.passed]
+        count = f"{len(self._results) - len(failed)} of {len(self._results)} forms passed"
+        summary = f"{count}, largest difference {_worst(self._results)}"
+        if failed:
+            summary = f"{count}; first to fail: {failed[0].name}: {failed[0].detail}"
+        data = to_dict(self._results)
+        return Section("forms", not failed, summary, markdown_table(self._results), data)
+
+    def _compare_modules(self) -> Section:
+        assert self._proof is not None
+        failed = [r.name for r in self._results if not r.passed and not math.isinf(r.max_abs_diff)]
+        form = next((f for f in self._forms if failed and f.name == failed[0]), WHOLE)
+        trace = trace_modules(self._proof, form, self._coverage.placements)
+        layers = trace.layers()
+        title = f"{self.summary.model}: relative error by layer ({form.name})"
+        plot = error_plot(title, layers, RELATIVE_BOUND)
+        (self._options.output / PLOT_NAME).write_text(plot, encoding="utf-8")
+        return _module_section(trace, layers)
+
+    def _compare_text(self) -> Section:
+        proof = self._proof
+        assert proof is not None
+        try:
+            tokenizer = get_tokenizer(
+                self._folder, trust_remote_code=self._options.trust_remote_code
+            )
+        except ConfigError as error:
+            return Section("text", None, f"no tokenizer: {error}")
+        names = [f"text {i}" for i in range(len(CORRECTNESS_PROMPTS))]
+        encoded = [list(tokenizer.encode(prompt)) for prompt in CORRECTNESS_PROMPTS]
+        proof.material.prompts.update(zip(names, encoded, strict=True))
+        form = Form("text", tuple(Ask(name, num_tokens=_TEXT_TOKENS) for name in names))
+        session = proof.subject(form.page_size).session(form.schedule)
+        proof.play(form, session)
+        rows = []
+        for prompt, ask, trace in zip(
+            CORRECTNESS_PROMPTS, form.asks, session.traces.values(), strict=True
+        ):
+            texts = [
+                tokenizer.decode(ids)
+                for ids in (trace.output_ids, proof.expect(ask, trace).output_ids)
+            ]
+            rows.append({"prompt": prompt, "ours": texts[0], "transformers": texts[1]})
+        return _text_section(rows)
+
+    def _measure_speed(self) -> Section:
+        proof = self._proof
+        assert proof is not None
+        report = measure_speed(
+            self._folder,
+            proof.reference.model,
+            proof.reference.vocab_size,
+            self._options.trust_remote_code,
+            self._options.model_impl,
+        )
+        return _speed_section(report, self._is_tie(report))
+
+    def _is_tie(self, report: SpeedReport) -> bool:
+        """Whether the served tokens are those of transformers, as far as rounding decides nothing."""
+        assert self._proof is not None
+        pairs = zip(report.engine_ids, report.reference_ids, strict=False)
+        place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if place is None:
+            return len(report.engine_ids) == len(report.reference_ids)
+        ids = [*report.prompt_ids, *report.engine_ids[:place]]
+        logits = self._proof.reference.logits(ids)[-1]
+        gap = float(logits.max() - logits[report.engine_ids[place]])
+        return gap <= bound_of(float(logits.abs().max()))
+
+    def _model_config(self) -> ModelConfig:
+        return ModelConfig(
+            self._folder,
+            dtype="float32",
+            model_impl=self._options.model_impl,
+            trust_remote_code=self._options.trust_remote_code,
+        )
+
+
+def _fetch(model: str, revision: str | None) -> str:
+    """The folder of a model; of a hub id, what loading and tokenizing need."""
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    folder = download_from_hf(model, [*patterns, "*.safetensors"], revision)
+    if not any(Path(folder).glob("*.safetensors")):
+        folder = download_from_hf(model, [*patterns, "*.bin"], revision)
+    return folder
+
+
+def describe_error(error: BaseException) -> str:
+    """One sentence about an exception: its message when it is meant for users, else with its type."""
+    text = str(error).strip() or "no message"
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def _prove(proof: Proof, form: Form) -> FormResult:
+    try:
+        return proof.run(form)
+    except Exception as error:  # the command's boundary: the others are still worth running
+        return FormResult(form.name, False, math.inf, math.inf, describe_error(error))
+
+
+def _worst(results: Sequence[FormResult]) -> str:
+    worst = max(results, key=lambda r: r.max_abs_diff / r.bound)
+    return f"{worst.max_abs_diff:.2e} (allowed {worst.bound:.2e})"
+
+
+def _coverage_sentence(found: Coverage) -> str:
+    parts = [
+        f"{found.num_tensors} tensors, {found.num_parameters} parameters of {found.class_name} "
+        f"({found.num_elements} numbers)"
+    ]
+    if found.unfilled:
+        parts.append(f"not filled, or NaN in the checkpoint: {_names(found.unfilled)}")
+    if found.not_accounted:
+        parts.append(f"tensors that reach no parameter: {_names(found.not_accounted)}")
+    if found.allowed:
+        parts.append(f"left out on purpose: {_names(found.allowed)}")
+    if found.crossed:
+        parts.append(f"loaded into a parameter of another name: {_names(found.crossed)}")
+    if not found.is_traced:
+        parts.append("placed by transformers, whose loading report was clean")
+    elif found.passed and not found.allowed:
+        parts.append("every tensor is used and every number of every parameter is filled")
+    return "; ".join(parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
+
+
+def _module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Section:
+    first = trace.first
+    where = f"form {trace.form!r}, request {trace.rid}"
+    if first is None:
+        summary = f"no module differs in {where}; {len(trace.sites)} places compared"
+    else:
+        summary = f"first difference in {where}: {first.describe()}"
+    rows = [
+        "| module | compared | first token | largest difference | allowed |",
+        "|---|---|---|---|---|",
+    ]
+    for error in trace.sites:
+        shard = f", shard {error.site.shard}" if error.site.shard else ""
+        token = "" if error.first_token is None else str(error.first_token)
+        rows.append(
+            f"| `{error.site.ours}`{shard} | {error.site.part} | {token} | {error.max_abs:.2e} | {error.bound:.2e} |"
+        )
+    data: dict[str, Any] = {"form": trace.form, "request": trace.rid, "layers": layers}
+    if first is not None:
+        data["first"] = {
+            "module": first.site.ours,
+            "reference": first.site.theirs,
+            "compared": first.site.part,
+            "shard": first.site.shard,
+            "token": first.first_token,
+            "difference": first.max_abs,
+            "bound": first.bound,
+        }
+    text = (
+        f"![relative error by layer]({PLOT_NAME})\n\nIn the order of transformers:\n\n"
+        + "\n".join(rows)
+    )
+    return Section("modules", first is None, summary, text, data)
+
+
+def _text_section(rows: list[dict[str, str]]) -> Section:
+    same = sum(row["ours"] == row["transformers"] for row in rows)
+    lines = ["| prompt | here | transformers |", "|---|---|---|"]
+    for row in rows:
+        cells = (cell(repr(value)) for value in row.values())
+        lines.append(f"| {' | '.join(cells)} |")
+    summary = (
+        f"{same} of {len(rows)} greedy texts of {_TEXT_TOKENS} tokens are those of transformers"
+    )
+    return Section("text", same == len(rows), summary, "\n".join(lines), {"texts": rows})
+
+
+def _speed_section(report: SpeedReport, is_same: bool) -> Section:
+    def row(name: str, speed: Speed) -> str:
+        return (
+            f"| {name} | {speed.ttft * 1e3:.1f} | {speed.tokens_per_second:.1f} | "
+            f"{speed.batch_tokens_per_second:.1f} |"
+        )
+
+    ours, theirs = report.engine, report.reference
+    lines = [
+        f"Prompts of {PROMPT_LEN} tokens, {NUM_TOKENS} new tokens, float32, {torch.get_num_threads()} threads, "
+        "best of three runs; the engine in processes of its own, transformers with its cache.",
+        "",
+        f"| | TTFT, ms | tokens/s, 1 request | tokens/s, {BATCH} requests |",
+        "|---|---|---|---|",
+        row("here", ours),
+        row("transformers", theirs),
+    ]
+    summary = (
+        f"TTFT {ours.ttft * 1e3:.1f} ms (transformers {theirs.ttft * 1e3:.1f}), {ours.tokens_per_second:.0f} tokens/s "
+        f"({theirs.tokens_per_second:.0f})"
+    )
+    if not is_same:
+        summary = f"the served tokens are not those of transformers: {report.engine_ids} instead of {report.reference_ids}"
+    return Section("speed", is_same, summary, "\n".join(lines), dataclasses.asdict(report))
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "safetensors")
+    return {name: importlib.metadata.version(name) for name in names}

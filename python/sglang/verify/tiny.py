@@ -1,0 +1,223 @@
+"""Tiny random checkpoints: a config.json of a few lines becomes a folder that transformers and the engine both load.
+
+Every parameter is drawn at random: transformers' own initialisation leaves norms at one and biases at zero, so an engine that forgot
+them would still agree with the reference. The files are what `save_pretrained` writes: the published names.
+
+A configuration is found by name in `tiny_configs/*.json`, else derived from the config class of transformers, with windows, caps and
+expert counts small enough to show within a few dozen tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.utils.errors import ConfigError
+
+CONFIG_FOLDER = Path(__file__).parent / "tiny_configs"
+BASE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# Replaced where the config class sets them to something.
+_SHRUNK: dict[str, Any] = {
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 12,
+    "attn_logit_softcapping": 1.0,
+    "final_logit_softcapping": 1.5,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+}
+_MAX_LAYERS = 8
+_MAX_PARAMETERS = 20_000_000
+
+
+def tiny_config(name: str) -> dict[str, Any]:
+    """The config.json of a tiny model, as a mapping with `model_type` and `architectures`.
+
+    `name`: the path of a .json file, a file name of `tiny_configs`, an architecture, or a model_type. Raises ConfigError.
+    """
+    if name.endswith(".json"):
+        return _read(Path(name))
+    stored = {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.json"))}
+    if name in stored:
+        return _read(stored[name])
+    for path in stored.values():
+        if name in _read(path)["architectures"]:
+            return _read(path)
+    return _of_plugin(name) or _derive(name, list(stored))
+
+
+def write_tiny(name: str, folder: str | Path) -> Path:
+    """A checkpoint with tokenizer in `folder`, from `tiny_config(name)`. Raises ConfigError; returns the folder."""
+    return write_config(tiny_config(name), Path(folder))
+
+
+def write_config(raw: dict[str, Any], folder: Path) -> Path:
+    """A checkpoint of a config.json. The reference is the class of its `model_type`, whatever `architectures` says."""
+    model = build_reference(raw)
+    randomise(model, seed=zlib.crc32(raw["architectures"][0].encode()))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**written, "architectures": raw["architectures"]}, indent=2))
+    write_tokenizer(folder, vocab_size=model.config.vocab_size)
+    return folder
+
+
+def build_reference(raw: dict[str, Any]) -> Any:
+    """The causal language model of transformers for a config.json: float32, eager attention, its own random values.
+
+    Raises ConfigError when transformers has none, or when it would not be tiny.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    require_reference(raw)
+    config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config)
+    count = sum(param.numel() for param in shell.parameters())
+    if count > _MAX_PARAMETERS:
+        raise ConfigError(
+            f"the tiny {raw['architectures'][0]} would have {count} parameters, allowed {_MAX_PARAMETERS}; "
+            f"write its sizes into a file of {CONFIG_FOLDER}, or give a .json file"
+        )
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    )
+    return model.eval()
+
+
+def require_reference(raw: dict[str, Any]) -> None:
+    """Raises ConfigError when transformers has no causal language model for a config.json."""
+    import transformers
+
+    model_type = raw.get("model_type")
+    if model_type not in _generators():
+        raise ConfigError(
+            f"transformers {transformers.__version__} has no causal language model for model_type {model_type!r} "
+            f"({', '.join(raw.get('architectures') or ['no architectures'])}), so there is no reference to compare "
+            "with; a newer transformers may have one"
+        )
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Norm-like vectors around one, embeddings at 0.04 (so that tied models do not repeat a token), matrices at 0.12."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            values = torch.randn(param.shape, generator=generator)
+            if param.dim() == 1 and ("norm" in name or "ln_" in name):
+                param.copy_(1.0 + 0.2 * values)
+            else:
+                param.copy_(values * (0.04 if "embed" in name or "wte" in name else 0.12))
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 512) -> None:
+    """A byte-level tokenizer: three special tokens, then the 256 bytes, then fillers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<pad>", "<s>", "</s>", *letters]
+    tokens += [f"<filler_{i}>" for i in range(vocab_size - len(tokens))]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the tiny configuration {str(path)!r}: {error}") from error
+    if not isinstance(raw, dict) or not raw.get("model_type") or not raw.get("architectures"):
+        raise ConfigError(f"{path} must be a JSON object with model_type and architectures")
+    return raw
+
+
+@functools.cache
+def _generators() -> dict[str, str]:
+    """`{model_type: architecture}` of what generates text in transformers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def _of_plugin(name: str) -> dict[str, Any] | None:
+    """For a class from outside: the .json file beside its module, else the configuration of a class that it extends."""
+    if name not in ModelRegistry.models or ModelRegistry.source_of(name).kind == "built-in":
+        return None
+    cls = ModelRegistry.models[name]
+    origin = sys.modules[cls.__module__].__file__
+    if origin is not None and Path(origin).with_suffix(".json").is_file():
+        return _read(Path(origin).with_suffix(".json"))
+    for base in cls.__mro__[1:]:
+        if base.__name__ in ModelRegistry.models and base.__name__ != name:
+            return {**tiny_config(base.__name__), "architectures": [name]}
+    return None
+
+
+def _derive(name: str, stored: list[str]) -> dict[str, Any]:
+    from transformers import CONFIG_MAPPING
+
+    by_architecture = {arch: kind for kind, arch in reversed(_generators().items())}
+    model_type = name if name in _generators() else by_architecture.get(name)
+    if model_type is None:
+        known = [*stored, *_generators(), *by_architecture]
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        raise ConfigError(
+            f"no tiny configuration for {name!r}: neither {CONFIG_FOLDER.name} nor transformers knows it{hint}. "
+            "Give an architecture, a model_type, or the path of a .json file with model_type, architectures and sizes"
+        )
+    raw = _shrink(CONFIG_MAPPING[model_type])
+    return {**raw, "model_type": model_type, "architectures": [_generators()[model_type]]}
+
+
+def _shrink(config_class: Any) -> dict[str, Any]:
+    """Small sizes for the keys that a config class has."""
+    default = config_class().to_dict()
+    has = {*default, *config_class.attribute_map}
+    sizes = {key: value for key, value in BASE.items() if key in has}
+    sizes |= {key: value for key, value in _SHRUNK.items() if default.get(key) is not None}
+    sizes["num_hidden_layers"] = _num_layers(default.get("layer_types") or [])
+    return sizes
+
+
+def _num_layers(layer_types: list[str]) -> int:
+    """Enough layers to see every type."""
+    wanted = set(layer_types)
+    enough = (n for n in range(2, _MAX_LAYERS) if set(layer_types[:n]) == wanted)
+    return next(enough, _MAX_LAYERS) if wanted else 2

@@ -1,0 +1,35 @@
+"""The Triton attention backend on a GPU, against attention written out in float32. See `run_attention.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from attention_cases import World, errors, is_within, make_backend  # noqa: E402
+from gpu_cases import CAPTURED, CASE_DTYPES  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def _name(case, dtype) -> str:
+    return f"{case.name.replace(' ', '_')}-{str(dtype).removeprefix('torch.')}"
+
+
+@pytest.mark.parametrize("case, dtype", CASE_DTYPES, ids=[_name(*pair) for pair in CASE_DTYPES])
+def test_against_the_oracle(case, dtype):
+    world = World(case, dtype, "cuda")
+    found = errors(world.run(make_backend(world)), world.expected())
+    assert is_within(found, dtype), found
+
+
+@pytest.mark.parametrize("case", CAPTURED, ids=[c.name.replace(" ", "_") for c in CAPTURED])
+def test_captured_decodes_follow_the_lengths_of_a_replay(case):
+    world = World(case, torch.bfloat16, "cuda")
+    with torch.inference_mode():
+        found = errors(world.run_captured(make_backend(world)), world.expected())
+    assert is_within(found, world.dtype), found

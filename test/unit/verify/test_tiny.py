@@ -1,0 +1,76 @@
+"""Tiny configurations: where they come from, and that their checkpoints are random everywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from sglang.srt.models.llama import LlamaForCausalLM
+from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.utils.errors import ConfigError
+from sglang.verify.tiny import CONFIG_FOLDER, build_reference, tiny_config, write_tiny
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_every_stored_configuration_builds_and_is_found_by_architecture(path: Path) -> None:
+    raw = tiny_config(path.stem)
+    assert tiny_config(raw["architectures"][0]) == raw
+    assert build_reference(raw).config.vocab_size == raw["vocab_size"]
+
+
+def test_a_derived_configuration_shows_the_features_of_its_class() -> None:
+    """Gemma 3 has one full layer in six: the tiny model must have it, and windows that are shorter than a prompt."""
+    raw = tiny_config("Gemma3ForCausalLM")
+    config = build_reference(raw).config
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    assert config.sliding_window == 8 and config.hidden_size == 64
+    assert tiny_config("gemma3_text") == raw
+
+
+def test_an_unknown_name_gets_a_hint() -> None:
+    with pytest.raises(ConfigError, match="LlamaForCausalML.*did you mean .*LlamaForCausalLM"):
+        tiny_config("LlamaForCausalML")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama"}'])
+def test_a_bad_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="x.json"):
+        tiny_config(str(path))
+
+
+def test_what_is_not_tiny_is_refused_before_it_is_built() -> None:
+    with pytest.raises(ConfigError, match="parameters, allowed"):
+        build_reference({**tiny_config("llama"), "hidden_size": 65536})
+
+
+def test_a_class_from_outside_uses_its_file_or_what_it_extends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class AcmeForCausalLM(LlamaForCausalLM):
+        pass
+
+    monkeypatch.setitem(ModelRegistry.models, "AcmeForCausalLM", AcmeForCausalLM)
+    acme = tiny_config("AcmeForCausalLM")
+    assert acme == {**tiny_config("llama"), "architectures": ["AcmeForCausalLM"]}
+    monkeypatch.setattr(sys.modules[__name__], "__file__", str(tmp_path / "acme.py"))
+    (tmp_path / "acme.json").write_text(json.dumps({**acme, "hidden_size": 32}))
+    assert tiny_config("AcmeForCausalLM")["hidden_size"] == 32
+
+
+def test_the_checkpoint_is_random_and_carries_the_asked_architecture(
+    tmp_path: Path, llama: Path
+) -> None:
+    for name, tensor in load_file(llama / "model.safetensors").items():
+        assert tensor.std() > 0.01, name
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**tiny_config("llama"), "architectures": ["AcmeForCausalLM"]}))
+    folder = write_tiny(str(path), tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["AcmeForCausalLM"], "llama")
+    assert (folder / "tokenizer.json").is_file()
