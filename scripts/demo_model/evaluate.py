@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 _BATCH = 50
+WATCH_SEED, REPORT_SEED = 0, 2  # questions looked at during training, and those reported
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--per-skill", type=int, default=200, help="held-out questions per skill")
-    parser.add_argument("--seed", type=int, default=0, help="which held-out questions")
+    parser.add_argument("--seed", type=int, default=REPORT_SEED, help="which questions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--show-errors", type=int, default=0, help="wrong answers shown per skill")
     args = parser.parse_args()
@@ -36,7 +37,7 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     per_skill: int,
-    seed: int = 0,
+    seed: int = REPORT_SEED,
     show_errors: int = 0,
 ) -> dict[str, float]:
     """The share of held-out questions answered exactly right (the whole text), per skill."""
