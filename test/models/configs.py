@@ -10,6 +10,7 @@ from typing import Any
 
 from models.case import BASE, Case
 from models.configs_dense import DENSE_CASES
+from models.configs_moe import MOE_CASES
 
 __all__ = ["BASE", "CASES", "Case"]
 
@@ -139,4 +140,5 @@ CASES: dict[str, Case] = {
         is_fallback=True,
     ),
     **DENSE_CASES,
+    **MOE_CASES,
 }

@@ -10,11 +10,8 @@ import importlib.metadata
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.utils import get_model_architecture
@@ -24,21 +21,27 @@ from sglang.srt.utils.hf_transformers_utils import download_from_hf, get_tokeniz
 from sglang.test.prompts import CORRECTNESS_PROMPTS
 from sglang.verify.comparison import RELATIVE_BOUND, bound_of
 from sglang.verify.coverage import Coverage, measure_coverage
-from sglang.verify.diverge import ModuleTrace, trace_modules
+from sglang.verify.diverge import trace_modules
 from sglang.verify.forms import FORMS, Ask, Form, batch_of, forms_named
 from sglang.verify.plot import error_plot
 from sglang.verify.proof import FormResult, Proof
 from sglang.verify.report import markdown_table, to_dict
-from sglang.verify.speed import BATCH, NUM_TOKENS, PROMPT_LEN, Speed, SpeedReport, measure_speed
+from sglang.verify.sections import (
+    PLOT_NAME,
+    TEXT_TOKENS,
+    coverage_sentence,
+    module_section,
+    speed_section,
+    text_section,
+    worst,
+)
+from sglang.verify.speed import SpeedReport, measure_speed
 from sglang.verify.subject import SubjectConfig
-from sglang.verify.summary import Section, Summary, cell
+from sglang.verify.summary import Section, Summary
 from sglang.verify.tiny import require_reference, tiny_config, write_config
 
 # Longer contexts only cost memory: no form is longer than 200 tokens.
 _CONTEXT_LEN = 1024
-_TEXT_TOKENS = 16
-_MAX_NAMES = 20
-PLOT_NAME = "error_by_layer.svg"
 
 ORDER = Form(
     "order of arrival reversed, page 1",
@@ -178,7 +181,7 @@ class Verification:
             "ignored_tensors": found.ignored,
             "is_traced": found.is_traced,
         }
-        return Section("weights", found.passed, _coverage_sentence(found), data=data)
+        return Section("weights", found.passed, coverage_sentence(found), data=data)
 
     def _load_both(self) -> Section:
         if not self._options.trust_remote_code:
@@ -199,7 +202,7 @@ class Verification:
             self._results.append(_prove(self._proof, form))
         failed = [result for result in self._results if not result.passed]
         count = f"{len(self._results) - len(failed)} of {len(self._results)} forms passed"
-        summary = f"{count}, largest difference {_worst(self._results)}"
+        summary = f"{count}, largest difference {worst(self._results)}"
         if failed:
             summary = f"{count}; first to fail: {failed[0].name}: {failed[0].detail}"
         data = to_dict(self._results)
@@ -214,7 +217,7 @@ class Verification:
         title = f"{self.summary.model}: relative error by layer ({form.name})"
         plot = error_plot(title, layers, RELATIVE_BOUND)
         (self._options.output / PLOT_NAME).write_text(plot, encoding="utf-8")
-        return _module_section(trace, layers)
+        return module_section(trace, layers)
 
     def _compare_text(self) -> Section:
         proof = self._proof
@@ -228,7 +231,7 @@ class Verification:
         names = [f"text {i}" for i in range(len(CORRECTNESS_PROMPTS))]
         encoded = [list(tokenizer.encode(prompt)) for prompt in CORRECTNESS_PROMPTS]
         proof.material.prompts.update(zip(names, encoded, strict=True))
-        form = Form("text", tuple(Ask(name, num_tokens=_TEXT_TOKENS) for name in names))
+        form = Form("text", tuple(Ask(name, num_tokens=TEXT_TOKENS) for name in names))
         session = proof.subject(form.page_size).session(form.schedule)
         proof.play(form, session)
         rows = []
@@ -240,7 +243,7 @@ class Verification:
                 for ids in (trace.output_ids, proof.expect(ask, trace).output_ids)
             ]
             rows.append({"prompt": prompt, "ours": texts[0], "transformers": texts[1]})
-        return _text_section(rows)
+        return text_section(rows)
 
     def _measure_speed(self) -> Section:
         proof = self._proof
@@ -252,7 +255,7 @@ class Verification:
             self._options.trust_remote_code,
             self._options.model_impl,
         )
-        return _speed_section(report, self._is_tie(report))
+        return speed_section(report, self._is_tie(report))
 
     def _is_tie(self, report: SpeedReport) -> bool:
         """Whether the served tokens are those of transformers, as far as rounding decides nothing."""
@@ -295,109 +298,6 @@ def _prove(proof: Proof, form: Form) -> FormResult:
         return proof.run(form)
     except Exception as error:  # the command's boundary: the others are still worth running
         return FormResult(form.name, False, math.inf, math.inf, describe_error(error))
-
-
-def _worst(results: Sequence[FormResult]) -> str:
-    worst = max(results, key=lambda r: r.max_abs_diff / r.bound)
-    return f"{worst.max_abs_diff:.2e} (allowed {worst.bound:.2e})"
-
-
-def _coverage_sentence(found: Coverage) -> str:
-    parts = [
-        f"{found.num_tensors} tensors, {found.num_parameters} parameters of {found.class_name} "
-        f"({found.num_elements} numbers)"
-    ]
-    if found.unfilled:
-        parts.append(f"not filled, or NaN in the checkpoint: {_names(found.unfilled)}")
-    if found.not_accounted:
-        parts.append(f"tensors that reach no parameter: {_names(found.not_accounted)}")
-    if found.allowed:
-        parts.append(f"left out on purpose: {_names(found.allowed)}")
-    if found.crossed:
-        parts.append(f"loaded into a parameter of another name: {_names(found.crossed)}")
-    if not found.is_traced:
-        parts.append("placed by transformers, whose loading report was clean")
-    elif found.passed and not found.allowed:
-        parts.append("every tensor is used and every number of every parameter is filled")
-    return "; ".join(parts)
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
-
-
-def _module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Section:
-    first = trace.first
-    where = f"form {trace.form!r}, request {trace.rid}"
-    if first is None:
-        summary = f"no module differs in {where}; {len(trace.sites)} places compared"
-    else:
-        summary = f"first difference in {where}: {first.describe()}"
-    rows = [
-        "| module | compared | first token | largest difference | allowed |",
-        "|---|---|---|---|---|",
-    ]
-    for error in trace.sites:
-        shard = f", shard {error.site.shard}" if error.site.shard else ""
-        token = "" if error.first_token is None else str(error.first_token)
-        rows.append(
-            f"| `{error.site.ours}`{shard} | {error.site.part} | {token} | {error.max_abs:.2e} | {error.bound:.2e} |"
-        )
-    data: dict[str, Any] = {"form": trace.form, "request": trace.rid, "layers": layers}
-    if first is not None:
-        data["first"] = {
-            "module": first.site.ours,
-            "reference": first.site.theirs,
-            "compared": first.site.part,
-            "shard": first.site.shard,
-            "token": first.first_token,
-            "difference": first.max_abs,
-            "bound": first.bound,
-        }
-    text = (
-        f"![relative error by layer]({PLOT_NAME})\n\nIn the order of transformers:\n\n"
-        + "\n".join(rows)
-    )
-    return Section("modules", first is None, summary, text, data)
-
-
-def _text_section(rows: list[dict[str, str]]) -> Section:
-    same = sum(row["ours"] == row["transformers"] for row in rows)
-    lines = ["| prompt | here | transformers |", "|---|---|---|"]
-    for row in rows:
-        cells = (cell(repr(value)) for value in row.values())
-        lines.append(f"| {' | '.join(cells)} |")
-    summary = (
-        f"{same} of {len(rows)} greedy texts of {_TEXT_TOKENS} tokens are those of transformers"
-    )
-    return Section("text", same == len(rows), summary, "\n".join(lines), {"texts": rows})
-
-
-def _speed_section(report: SpeedReport, is_same: bool) -> Section:
-    def row(name: str, speed: Speed) -> str:
-        return (
-            f"| {name} | {speed.ttft * 1e3:.1f} | {speed.tokens_per_second:.1f} | "
-            f"{speed.batch_tokens_per_second:.1f} |"
-        )
-
-    ours, theirs = report.engine, report.reference
-    lines = [
-        f"Prompts of {PROMPT_LEN} tokens, {NUM_TOKENS} new tokens, float32, {torch.get_num_threads()} threads, "
-        "best of three runs; the engine in processes of its own, transformers with its cache.",
-        "",
-        f"| | TTFT, ms | tokens/s, 1 request | tokens/s, {BATCH} requests |",
-        "|---|---|---|---|",
-        row("here", ours),
-        row("transformers", theirs),
-    ]
-    summary = (
-        f"TTFT {ours.ttft * 1e3:.1f} ms (transformers {theirs.ttft * 1e3:.1f}), {ours.tokens_per_second:.0f} tokens/s "
-        f"({theirs.tokens_per_second:.0f})"
-    )
-    if not is_same:
-        summary = f"the served tokens are not those of transformers: {report.engine_ids} instead of {report.reference_ids}"
-    return Section("speed", is_same, summary, "\n".join(lines), dataclasses.asdict(report))
 
 
 def _versions() -> dict[str, str]:

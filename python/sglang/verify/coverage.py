@@ -75,7 +75,7 @@ def measure_coverage(folder: str, model_config: ModelConfig) -> Coverage:
     Raises ConfigError for files that cannot be read, WeightLoadError for what the model refuses, and what a plug-in raises.
     """
     model_class, name = get_model_architecture(model_config)
-    model = build_model(model_class, model_config, torch.device("cpu"))
+    model: Any = build_model(model_class, model_config, torch.device("cpu"))
     found = Coverage(class_name=model_class.__name__, is_traced=name != FALLBACK_ARCH)
     _fill_with_nan(model)
     flow = WeightFlow(model)

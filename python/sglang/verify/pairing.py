@@ -1,4 +1,4 @@
-"""Which module of the engine's model computes what which module of transformers computes.
+"""Sites of comparison: which module of the engine's model computes what which module of transformers computes.
 
 Modules of one name are partners. Where names differ the weights decide: two modules that hold the same tensor of the checkpoint are
 partners, and the rows that the tensor fills say which columns of a fused projection are its shard. Modules around partners (a layer, its attention) are partners of
@@ -12,13 +12,17 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from sglang.srt.layers.linear import RowParallelLinear
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from sglang.verify.comparison import RELATIVE_BOUND
 from sglang.verify.coverage import Placement
 
+# Activations far below this are noise of their own.
+MIN_SCALE = 1e-3
 # What is compared at a site; the text is what a person reads.
 OUTPUT = "output"
 INPUT = "input"
@@ -42,6 +46,48 @@ class Site:
     def __str__(self) -> str:
         shard = f", shard {self.shard}" if self.shard else ""
         return f"{self.ours}{shard} ({self.part})"
+
+
+@dataclasses.dataclass
+class SiteError:
+    """How far one site is off. Errors are absolute; `bound` is 1e-4 of the largest value of transformers' module.
+
+    `first_token` is the lowest position above the bound, `column` the worst column there (within the shard).
+    """
+
+    site: Site
+    order: int
+    scale: float
+    errors: torch.Tensor  # float32 [n], NaN where the position was not computed
+    columns: torch.Tensor  # int64 [n]
+
+    @property
+    def bound(self) -> float:
+        return RELATIVE_BOUND * max(self.scale, MIN_SCALE)
+
+    @property
+    def max_abs(self) -> float:
+        return float(self.errors.nan_to_num(0.0, posinf=torch.inf).max())
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs <= self.bound
+
+    @property
+    def first_token(self) -> int | None:
+        above = (self.errors > self.bound).nonzero()
+        return int(above[0]) if len(above) else None
+
+    def describe(self) -> str:
+        """One sentence about the first position above the bound, or about the largest error."""
+        token = self.first_token
+        if token is None:
+            return f"{self.site}: at most {self.max_abs:.3g}, allowed {self.bound:.3g}"
+        partner = f" beside {self.site.theirs} of transformers" if self.site.theirs else ""
+        return (
+            f"{self.site}{partner}: token {token} differs by {float(self.errors[token]):.3g} "
+            f"(column {int(self.columns[token])}; allowed {self.bound:.3g}), {self.max_abs:.3g} at most"
+        )
 
 
 def pair_sites(ours: nn.Module, theirs: nn.Module, placements: Sequence[Placement]) -> list[Site]:

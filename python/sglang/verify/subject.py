@@ -291,6 +291,9 @@ class _RecordingWorker:
         self.traces: dict[str, Trace] = {}
         self.steps: list[StepRecord] = []
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     def launch(self, plan: StepPlan) -> Launched:
         holders = self._planner.running + self._planner.prefilling
         rids = {req.cache.row: req.rid for req in holders if req.cache is not None}

@@ -156,6 +156,7 @@ def make_args(**changes: Any) -> SimpleNamespace:
         "weight_version": "default",
         "fastapi_root_path": "",
         "skip_server_warmup": False,
+        "node_rank": 0,
         "log_level": "warning",
         "log_level_http": None,
     }

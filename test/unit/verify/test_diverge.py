@@ -14,8 +14,9 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
 from sglang.verify.coverage import Coverage, measure_coverage
-from sglang.verify.diverge import ModuleTrace, causal_scores, trace_modules
+from sglang.verify.diverge import ModuleTrace, trace_modules
 from sglang.verify.forms import Ask, Form, forms_named
+from sglang.verify.hooks import causal_scores
 from sglang.verify.proof import Proof
 from sglang.verify.subject import SubjectConfig
 from sglang.verify.tiny import write_tiny

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.parameter import filled_shards, unfilled_shards
 from sglang.srt.layers.utils import get_layer_id
 from sglang.srt.model_loader.weight_utils import default_weight_loader
@@ -23,6 +25,20 @@ from sglang.srt.utils.errors import ConfigError
 # (part of the fused parameter's name, part of the checkpoint name, shard id)
 Stacked = tuple[str, str, str | int]
 NamedTensor = tuple[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ExpertShard:
+    """One matrix of one expert: `part` is "w1" (gate), "w2" (down) or "w3" (up)."""
+
+    expert: int
+    part: str
+
+    def __str__(self) -> str:
+        return f"{self.expert}.{self.part}"
+
+
+ShardId = str | int | ExpertShard
 
 QKV: tuple[Stacked, ...] = (
     (".qkv_proj", ".q_proj", "q"),
@@ -62,21 +78,71 @@ class WeightLoadError(ConfigError):
 
 
 @dataclass(frozen=True)
+class ExpertNames:
+    """How a checkpoint names its experts: `experts.{e}.{gate}.weight` and so on, one tensor each, or all experts in
+    `experts.{fused_gate_up}` `[E, 2I, D]` (gate rows, then up rows) and `experts.{fused_down}` `[E, D, I]`.
+    """
+
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    fused_gate_up: str = "gate_up_proj"
+    fused_down: str = "down_proj"
+
+    def split(self, name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
+        """A tensor of all experts as views under the names of single ones; other tensors pass."""
+        found = self._all_experts.fullmatch(name)
+        if found is None or tensor.dim() != 3:
+            yield name, tensor
+            return
+        names = (self.down,) if found["part"] == self.fused_down else (self.gate, self.up)
+        for expert, both in enumerate(tensor):
+            for part, value in zip(names, both.tensor_split(len(names)), strict=True):
+                yield f"{found['experts']}.{expert}.{part}.weight", value
+
+    def place(self, name: str) -> tuple[str, ExpertShard] | None:
+        """Parameter of `FusedMoE` and shard of a single expert's tensor; None for any other tensor."""
+        found = self._one_expert.fullmatch(name)
+        if found is None:
+            return None
+        part = {self.gate: "w1", self.down: "w2", self.up: "w3"}[found["part"]]
+        kind = "weight_bias" if found["kind"] == "bias" else found["kind"]
+        fused = "w2" if part == "w2" else "w13"
+        return f"{found['experts']}.{fused}_{kind}", ExpertShard(int(found["expert"]), part)
+
+    @cached_property
+    def _one_expert(self) -> re.Pattern[str]:
+        parts = "|".join(map(re.escape, (self.gate, self.up, self.down)))
+        return re.compile(
+            rf"(?P<experts>(?:.+\.)?experts)\.(?P<expert>\d+)\.(?P<part>{parts})\.(?P<kind>\w+)"
+        )
+
+    @cached_property
+    def _all_experts(self) -> re.Pattern[str]:
+        parts = "|".join(map(re.escape, (self.fused_gate_up, self.fused_down)))
+        return re.compile(rf"(?P<experts>(?:.+\.)?experts)\.(?P<part>{parts})(?:\.weight)?")
+
+
+@dataclass(frozen=True)
 class WeightMap:
     """How checkpoint names map to parameters, applied in this order.
 
     `skip`: patterns (`re.search`) of tensors that are left out on purpose. `rename`: substring, prefix and
-    suffix replacements. `convert`: for odd layouts, one tensor to any number of named tensors. `stacked`:
-    tensors that are shards of a fused parameter.
+    suffix replacements. `convert`: for odd layouts, one tensor to any number of named tensors. `experts`: the names
+    of expert weights, which `FusedMoE` holds together. `stacked`: tensors that are shards of a fused parameter.
     """
 
     stacked: tuple[Stacked, ...] = ()
     rename: WeightsMapper = field(default_factory=WeightsMapper)
     skip: tuple[str, ...] = ()
     convert: Callable[[str, torch.Tensor], Iterable[NamedTensor]] | None = None
+    experts: ExpertNames | None = None
 
-    def place(self, name: str, parameters: dict[str, nn.Parameter]) -> tuple[str, str | int | None]:
+    def place(self, name: str, parameters: dict[str, nn.Parameter]) -> tuple[str, ShardId | None]:
         """Parameter name and shard id of a (renamed) tensor; the name itself when it is not a shard."""
+        of_expert = self.experts.place(name) if self.experts else None
+        if of_expert is not None and of_expert[0] in parameters:
+            return of_expert
         for fused, part, shard_id in self.stacked:
             if f"{part}." in name:
                 target = name.replace(f"{part}.", f"{fused}.")
@@ -94,8 +160,15 @@ class WeightMap:
                 continue
             for name, value in self.rename.apply([(on_disk, tensor)]):
                 pairs = self.convert(name, value) if self.convert else ((name, value),)
-                for new_name, new_value in pairs:
+                for new_name, new_value in self._split_experts(pairs):
                     yield on_disk, new_name, new_value
+
+    def _split_experts(self, pairs: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
+        for name, tensor in pairs:
+            if self.experts is None:
+                yield name, tensor
+            else:
+                yield from self.experts.split(name, tensor)
 
 
 def unfuse_heads(num_heads: int, name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
@@ -131,7 +204,7 @@ def load_weights(
         if target not in parameters:
             problems.append(_unknown(on_disk, name))
             continue
-        problem = _copy(on_disk, parameters[target], target, tensor, shard_id)
+        problem = _copy(on_disk, model, parameters[target], target, tensor, shard_id)
         if problem is None:
             touched.add(target)
         else:
@@ -167,14 +240,19 @@ def _unknown(on_disk: str, name: str) -> WeightProblem:
 
 def _copy(
     on_disk: str,
+    model: nn.Module,
     param: nn.Parameter,
     target: str,
     tensor: torch.Tensor,
-    shard_id: str | int | None,
+    shard_id: ShardId | None,
 ) -> WeightProblem | None:
     loader: Callable[..., None] = getattr(param, "weight_loader", default_weight_loader)
     try:
-        loader(param, tensor) if shard_id is None else loader(param, tensor, shard_id)
+        if isinstance(shard_id, ExpertShard):
+            _check_expert(model, target, shard_id.expert)
+            loader(param, tensor, on_disk, shard_id.part, shard_id.expert)
+        else:
+            loader(param, tensor) if shard_id is None else loader(param, tensor, shard_id)
     except (ValueError, AssertionError, RuntimeError, IndexError) as error:
         shard = "" if shard_id is None else f" shard {shard_id}"
         return WeightProblem(
@@ -183,3 +261,10 @@ def _copy(
             on_disk,
         )
     return None
+
+
+def _check_expert(model: nn.Module, target: str, expert: int) -> None:
+    """The layer passes over experts of other ranks, so it cannot tell one that no rank has."""
+    layer = model.get_submodule(target.rpartition(".")[0])
+    if isinstance(layer, FusedMoE) and expert >= layer.num_experts:
+        raise ValueError(f"expert {expert} of a layer with {layer.num_experts} experts")
