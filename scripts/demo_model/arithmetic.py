@@ -33,13 +33,18 @@ def _phrase(rng: random.Random, templates: list[str], a: int, b: int) -> str:
     return reword(rng, rng.choice(templates).format(a=a, b=b))
 
 
+def _draw_number(rng: random.Random) -> int:
+    """0 to 99; small numbers are few among these and asked for often, so they come more often."""
+    return rng.randint(0, rng.choice((12, 99, 99)))
+
+
 def _add_pair(rng: random.Random) -> tuple[int, int, str]:
-    a, b = rng.randint(0, 99), rng.randint(0, 99)
+    a, b = _draw_number(rng), _draw_number(rng)
     return a, b, f"add {min(a, b)} {max(a, b)}"
 
 
 def _subtract_pair(rng: random.Random) -> tuple[int, int, str]:
-    a, b = sorted((rng.randint(0, 99), rng.randint(0, 99)), reverse=True)
+    a, b = sorted((_draw_number(rng), _draw_number(rng)), reverse=True)
     return a, b, f"subtract {a} {b}"
 
 

@@ -17,21 +17,21 @@ from item import Item, Message
 
 # skill -> (generator, weight in the training mix)
 SKILLS: dict[str, tuple[Callable[[random.Random], Item], float]] = {
-    "addition": (arithmetic.addition, 1.0),
+    "addition": (arithmetic.addition, 2.0),
     "subtraction": (arithmetic.subtraction, 3.0),
     "times_table": (arithmetic.times_table, 0.5),
     "word_problem": (arithmetic.word_problem, 1.2),
     "comparison": (arithmetic.comparison, 1.8),
-    "counting": (arithmetic.counting, 2.5),
+    "counting": (arithmetic.counting, 1.5),
     "units": (arithmetic.units, 1.0),
     "weekdays": (calendar_time.weekdays, 0.5),
     "months": (calendar_time.months, 0.7),
-    "table_lookup": (reading.table_lookup, 5.0),
+    "table_lookup": (reading.table_lookup, 4.5),
     "lists": (reading.lists, 1.8),
     "copying": (reading.copying, 1.2),
-    "json_answer": (reading.json_answer, 1.2),
+    "json_answer": (reading.json_answer, 3.0),
     "json_record": (reading.json_record, 2.0),
-    "memory": (reading.memory, 0.7),
+    "memory": (reading.memory, 1.0),
     "small_talk": (smalltalk.small_talk, 0.6),
     "beyond": (smalltalk.beyond, 0.2),
 }

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 _BATCH = 50
-WATCH_SEED, REPORT_SEED = 0, 2  # questions looked at during training, and those reported
+WATCH_SEED, REPORT_SEED = 0, 3  # questions looked at during training, and those reported
 
 
 def main() -> None:

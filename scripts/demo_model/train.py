@@ -93,7 +93,7 @@ class Trainer:
             "batch_tokens": self.args.batch_tokens,
             "tokens": self.tokens / 1e6,
             "minutes": self.seconds / 60,
-            "trained": 600,
+            "trained": 350,
             "percent": HELD_OUT_PERCENT,
             "note": f"\n{self.args.note}\n" if self.args.note else "",
         }
