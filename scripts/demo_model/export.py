@@ -46,16 +46,18 @@ numbers held out of addition is never added in training, in no wording and in ne
 What is held out differs with the skill:
 
 - `addition`, `subtraction`, `comparison`, `word_problem`, `json_answer`,
-  `counting`: pairs of numbers; `units`: pairs of a unit and a number.
-- `weekdays`, `months`: pairs of a start and a step longer than one week or year. Shorter steps are
-  facts and all of them are trained.
+  `counting`: pairs of numbers; `units`: pairs of a unit and a number
+  (every fifth number of a unit, by rule and not by hash).
+- `weekdays`, `months`: a start, a number of steps and a direction. What comes next or last is also
+  asked in wordings of their own, which are always trained.
 - `times_table`: pairs of a fact and a wording. All facts of the tables are trained.
 - `small_talk`, `beyond`: wordings of the question; the answers are fixed.
 - `table_lookup`, `lists`, `copying`, `json_record`, `memory`: the content to be read.
 
 ## Accuracy
 
-Greedy decoding through transformers; an answer counts when the whole text is right.
+Greedy decoding through transformers; an answer counts when the whole text is right. The questions
+are drawn with a seed that was not looked at while the data was being designed.
 
 {scores}
 {note}
