@@ -15,6 +15,7 @@ from sglang.srt.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
+from sglang.srt.layers.matmul import linear
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
@@ -227,7 +228,7 @@ def _apply_head(hidden_states: torch.Tensor, lm_head: torch.nn.Module) -> torch.
     weight = getattr(lm_head, "weight", None)
     if weight is None:
         return lm_head.quant_method.apply(lm_head, hidden_states, bias)
-    return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight, bias)
+    return linear(hidden_states.to(weight.dtype), weight, bias)
 
 
 def _sampled_rows(metadata: ForwardBatch | LogitsMetadata) -> torch.Tensor | None:

@@ -50,8 +50,8 @@ def prepare_process(server_args: ServerArgs, tp_rank: int, parent_pid: int | Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when to stop
     faulthandler.enable()
     # Before torch loads OpenMP: threads that spin while they wait for each other starve whatever else needs the cores, the front
-    # above all. Sleeping costs some ten microseconds a step.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # above all. Some tens of microseconds bridge the gaps within a step.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if parent_pid is not None:
         _die_with_parent(parent_pid)
 

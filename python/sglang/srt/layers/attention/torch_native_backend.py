@@ -20,7 +20,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 # A decode whose keys and values take at most so many bytes in one layer, padded, is one call: then calls
 # cost more than the padding and the keys stay in the processor's cache anyway.
-_MAX_PADDED_BYTES = 1 << 20
+_MAX_PADDED_BYTES = 1 << 22
 # Query rows per call where a mask is needed; bounds the mask.
 _MASKED_ROWS = 1024
 # Masks of at most so many elements are kept for the other layers of the step.

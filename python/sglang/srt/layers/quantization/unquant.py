@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn import Parameter
 
+from sglang.srt.layers.matmul import linear
 from sglang.srt.layers.quantization.base_config import LinearMethodBase, QuantizeMethodBase
 from sglang.srt.utils import set_weight_attrs
 
@@ -38,7 +39,7 @@ class UnquantizedLinearMethod(LinearMethodBase):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return F.linear(x, layer.weight, bias)
+        return linear(x, layer.weight, bias)
 
 
 class UnquantizedEmbeddingMethod(QuantizeMethodBase):
@@ -62,7 +63,7 @@ class UnquantizedEmbeddingMethod(QuantizeMethodBase):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return F.linear(x, layer.weight, bias)
+        return linear(x, layer.weight, bias)
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         return F.embedding(input_, layer.weight)

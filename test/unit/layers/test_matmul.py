@@ -1,0 +1,22 @@
+"""The one-row product agrees with the exact one as closely as torch's matrix product does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang.srt.layers.matmul import linear
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(dtype, num_rows, with_bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(num_rows, 257).to(dtype), torch.randn(131, 257).to(dtype)
+    bias = torch.randn(131).to(dtype) if with_bias else None
+    got = linear(x, weight, bias)
+    want = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert got.shape == (num_rows, 131) and got.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    assert (got.double() - want).abs().max().item() <= tolerance * 40 if num_rows else True
