@@ -19,7 +19,7 @@ from sglang.verify.proof import Proof
 from sglang.verify.tiny import write_tiny
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
