@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+
+from sglang.srt.arg_groups.ports import find_free_port
 
 START_TIMEOUT = 120.0
 PERSON = {
@@ -35,7 +36,7 @@ def main() -> int:
         "--port", type=int, default=0, help="port of the server; 0 picks a free one"
     )
     args = parser.parse_args()
-    port = args.port or _free_port()
+    port = args.port or find_free_port()
     base_url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port)]
     print("$ python -m sglang.launch_server --port", port, flush=True)
@@ -126,12 +127,6 @@ def _wait_ready(server: subprocess.Popen, base_url: str) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
     raise SystemExit(f"the server was not ready within {START_TIMEOUT:.0f} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

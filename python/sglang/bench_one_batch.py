@@ -63,25 +63,14 @@ class Bench:
     """The loaded model with its worker."""
 
     def __init__(self, server_args: ServerArgs) -> None:
-        from sglang.srt.arg_groups.resolve import collect_facts, resolve
-        from sglang.srt.managers.scheduler_builder import build_model_config, build_runner
+        from sglang.srt.managers.scheduler_builder import load_runner, load_tokenizer
         from sglang.srt.model_executor.worker import TpWorker
-        from sglang.srt.server_args import set_global_server_args_for_scheduler
-        from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
-        resolved = resolve(server_args, collect_facts(server_args))
-        server_args = resolved.apply_to(server_args)
-        set_global_server_args_for_scheduler(server_args)
-        model_config = build_model_config(server_args, resolved)
-        self.runner = build_runner(server_args, resolved, model_config)
+        server_args, resolved, model_config, self.runner = load_runner(server_args)
         self.worker: TpWorker = TpWorker(self.runner, seed=resolved.random_seed)
         self.page_size = resolved.page_size
         self.vocab_size = model_config.vocab_size
-        self.tokenizer = None
-        if not server_args.skip_tokenizer_init:
-            self.tokenizer = get_tokenizer(
-                resolved.tokenizer_path, trust_remote_code=server_args.trust_remote_code
-            )
+        self.tokenizer = load_tokenizer(server_args, resolved)
 
     def batch(self, batch_size: int, max_len: int) -> StaticBatch:
         from sglang.srt.model_executor.static_batch import StaticBatch

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from sglang.srt.arg_groups.ports import find_free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
@@ -79,7 +74,7 @@ def start(
     port: int | None = None,
     program: list[str] | None = None,
 ) -> Server:
-    port = port or free_port()
+    port = port or find_free_port()
     program = program or [sys.executable, "-m", "sglang.launch_server"]
     command = [*program, "--port", str(port), *args]
     with log.open("wb") as file:

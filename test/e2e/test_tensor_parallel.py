@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from models.tiny import write_checkpoint
-from server import Server, free_port, start, wait_ready
+from server import Server, start, wait_ready
 
 import sglang
+from sglang.srt.arg_groups.ports import find_free_port
 
 # Four query heads and two KV heads: with four ranks every KV head lives on two of them.
 PROMPTS = [[5, 6, 7, 8, 9, 10], [100, 200, 300] * 9, [3]]
@@ -92,7 +93,7 @@ def rank_pids(server: Server) -> list[int]:
 def test_two_machines(checkpoint, answers_of_one, tmp_path):
     """Two servers on loopback stand for the machines."""
     args = ["--model-path", str(checkpoint), *FLAGS, "--tp", "2", "--nnodes", "2"]
-    args += ["--dist-init-addr", f"127.0.0.1:{free_port()}", "--dist-timeout", "120"]
+    args += ["--dist-init-addr", f"127.0.0.1:{find_free_port()}", "--dist-timeout", "120"]
     first = ([*args, "--node-rank", "0"], tmp_path / "first")
     second = ([*args, "--node-rank", "1"], tmp_path / "second")
     with started(second, first) as (other, leader):
@@ -112,7 +113,7 @@ def test_two_machines(checkpoint, answers_of_one, tmp_path):
 
 def test_machines_end_together(checkpoint, tmp_path):
     args = ["--model-path", str(checkpoint), *FLAGS, "--tp", "2", "--nnodes", "2"]
-    args += ["--dist-init-addr", f"127.0.0.1:{free_port()}"]
+    args += ["--dist-init-addr", f"127.0.0.1:{find_free_port()}"]
     first = ([*args, "--node-rank", "0"], tmp_path / "first")
     second = ([*args, "--node-rank", "1"], tmp_path / "second")
     with started(first, second) as (leader, other):

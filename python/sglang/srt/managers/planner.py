@@ -88,6 +88,8 @@ class Planner:
 
     def lacks_decode_slots(self) -> bool:
         """True when the next decode step does not fit in the KV pool even after evicting everything evictable."""
+        if len(self.running) * self.cache.page_size <= self.cache.num_available():
+            return False  # one token takes at most one page
         reqs = self.decoding()
         needed = sum(self.cache.slots_needed(req.handle, 1) for req in reqs)
         return needed > self.cache.num_available()

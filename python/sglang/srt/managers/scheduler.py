@@ -145,16 +145,16 @@ class Scheduler:
         planner = self.planner
         if self._needs_drain():
             self._drain()
-        if planner.lacks_decode_slots() or self._test_retract():
+        self._retract_for_test()
+        if planner.lacks_decode_slots():
             self._drain()
             self._report_retraction(planner.retract())
         planned = planner.plan()
         if planned is None and planner.num_with_rows and self.in_flight:
             self._drain()
             planned = planner.plan()
-        if (
-            planned is None and len(planner.prefilling) > 1
-        ):  # several half-computed prompts block each other
+        if planned is None and len(planner.prefilling) > 1:
+            # Several half-computed prompts block each other.
             self._report_retraction([planner.prefilling[-1]])
             planner.retract_one(planner.prefilling[-1])
             planned = planner.plan()
@@ -170,18 +170,17 @@ class Scheduler:
             req.grammar is not None for req in self.planner.running + self.planner.prefilling
         )
 
-    def _test_retract(self) -> bool:
-        """Fault injection: take rows back every few steps although memory is left."""
+    def _retract_for_test(self) -> None:
+        """Fault injection: take a row back every few steps although memory is left."""
         if not envs.SGLANG_TEST_RETRACT.get():
-            return False
+            return
         interval = envs.SGLANG_TEST_RETRACT_INTERVAL.get()
         if self._steps == 0 or self._steps % interval or len(self.planner.running) < 2:
-            return False
-        self._steps += 1
+            return
+        self._steps += 1  # not again before a step has been planned
         self._drain()
         if len(self.planner.running) > 1:
             self.planner.retract_one(self.planner.running[-1])
-        return False
 
     def _report_retraction(self, victims: list[Req]) -> None:
         if victims:

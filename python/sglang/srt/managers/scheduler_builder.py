@@ -42,14 +42,8 @@ def build_scheduler(
     server_args: ServerArgs, mailbox: Mailbox, place: RankPlace | None = None
 ) -> tuple[Scheduler, dict[str, Any]]:
     """The scheduler of rank 0, and the facts the front is told when it is ready. Returns when every rank has loaded its part."""
-    server_args, resolved, model_config, runner = _load(server_args, place)
-    tokenizer = None
-    if not server_args.skip_tokenizer_init:
-        tokenizer = get_tokenizer(
-            resolved.tokenizer_path,
-            tokenizer_mode=server_args.tokenizer_mode,
-            trust_remote_code=server_args.trust_remote_code,
-        )
+    server_args, resolved, model_config, runner = load_runner(server_args, place)
+    tokenizer = load_tokenizer(server_args, resolved)
     eos_ids = frozenset(model_config.hf_eos_token_id)
     planner = Planner(_planner_config(server_args, resolved, runner), _cache(server_args, runner))
     stops = StopChecker(tokenizer=tokenizer, eos_ids=eos_ids, vocab_size=model_config.vocab_size)
@@ -79,14 +73,14 @@ def build_follower(
     server_args: ServerArgs, place: RankPlace
 ) -> tuple[FollowerWorker, FollowerChannel]:
     """The worker of another rank, and where its plans come from."""
-    runner = _load(server_args, place)[-1]
+    runner = load_runner(server_args, place)[-1]
     return FollowerWorker(runner), open_follower_channel(place)
 
 
-def _load(
-    server_args: ServerArgs, place: RankPlace | None
+def load_runner(
+    server_args: ServerArgs, place: RankPlace | None = None
 ) -> tuple[ServerArgs, ResolvedArgs, ModelConfig, ModelRunner]:
-    """Settle the flags and load this rank's part of the model."""
+    """Settle the flags and load this rank's part of the model; also for tools that run without a scheduler."""
     resolved = resolve(server_args, collect_facts(server_args))
     resolved.log_decisions()
     server_args = resolved.apply_to(server_args)
@@ -97,6 +91,17 @@ def _load(
         resolved,
         model_config,
         build_runner(server_args, resolved, model_config, place),
+    )
+
+
+def load_tokenizer(server_args: ServerArgs, resolved: ResolvedArgs) -> Any:
+    """The model's tokenizer, None with `skip_tokenizer_init`."""
+    if server_args.skip_tokenizer_init:
+        return None
+    return get_tokenizer(
+        resolved.tokenizer_path,
+        tokenizer_mode=server_args.tokenizer_mode,
+        trust_remote_code=server_args.trust_remote_code,
     )
 
 
