@@ -335,3 +335,41 @@ def test_bad_configurations_are_named(arguments, message):
 def test_the_host_side_does_not_import_torch():
     code = "import sys, sglang.srt.mem_cache.kv_cache_manager; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_requests_that_grow_together_keep_their_slots_in_one_run(page_size):
+    manager = KVCacheManager(1000 * page_size, page_size, 4)
+    handles = [manager.open([], max_length=24 * page_size) for _ in range(3)]
+    for handle in handles:
+        manager.extend(handle, 8 * page_size)
+    for _ in range(16 * page_size):
+        manager.extend_many(handles)
+    for handle in handles:
+        assert np.all(np.diff(handle.slots) == 1)
+    manager.check()
+    for handle in handles:
+        manager.close(handle, [])
+    assert manager.num_free == manager.capacity
+    manager.check()
+
+
+def test_room_is_given_up_when_others_need_it():
+    manager = KVCacheManager(41, 1, 2)
+    greedy, other = manager.open([], max_length=1000), manager.open([])
+    manager.extend(greedy, 4)
+    assert len(greedy.room) > 0
+    assert manager.num_free == 36, "room counts as free"
+    assert manager.extend(other, 36) is not None
+    assert manager.num_free == 0 and not greedy.room
+    assert manager.extend_many([greedy]) is None
+    manager.check()
+
+
+def test_freed_slots_come_back_as_a_run():
+    manager = KVCacheManager(64, 1, 2, enable_prefix_cache=False)
+    handle = manager.open([])
+    first = manager.extend(handle, 30)
+    manager.close(handle, [])
+    again = manager.extend(manager.open([]), 30)
+    assert first.tolist() == again.tolist() == sorted(again.tolist())

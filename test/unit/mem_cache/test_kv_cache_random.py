@@ -106,7 +106,8 @@ class _World:
         limit = self.random.choice([len(tokens), max(len(tokens) - 1, 0), self.page_size])
         expected = self.naive_match(tokens, extra_key, limit)
         assert self.manager.match(tokens, extra_key, limit) == expected
-        handle = self.manager.open(tokens, extra_key, limit)
+        max_length = len(tokens) + [0, 3 * self.page_size, 10**6][len(self.requests) % 3]
+        handle = self.manager.open(tokens, extra_key, limit, max_length)
         if len(self.requests) == self.max_requests:
             assert handle is None
             return

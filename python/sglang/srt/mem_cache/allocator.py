@@ -13,9 +13,15 @@ from sglang.srt.utils.errors import ConfigError
 
 SlotArray = npt.NDArray[np.int32]  # slots or pages
 
+# Pages freed between two sorts of the stack, at least; a sixteenth of a large pool.
+_SORT_AFTER = 1024
+
 
 class PageAllocator:
-    """Stack of free pages; the page freed last is handed out first.
+    """Stack of free pages; the pages freed last are handed out first, in the order of their numbers where that is cheap.
+
+    Neighbouring slots are worth having: a backend reads a run of slots in place. So pages freed
+    together come back in the same order, and the stack is sorted now and then.
 
     Args:
         num_pages: all pages of the pool, the padding page included.
@@ -39,6 +45,7 @@ class PageAllocator:
         # Top of the stack at the end, so that a fresh pool hands out 1, 2, 3, ...
         self._stack: SlotArray = np.arange(num_pages - 1, 0, -1, dtype=np.int32)
         self._num_free = num_pages - 1
+        self._num_freed = 0  # since the stack was sorted
         self._is_free = np.ones(num_pages, dtype=np.bool_)
         self._is_free[0] = False
 
@@ -52,6 +59,9 @@ class PageAllocator:
         rest = self._num_free - num_pages
         if rest < 0:
             return None
+        if self._num_freed > max(_SORT_AFTER, self.num_pages // 16):
+            self._stack[: self._num_free] = np.sort(self._stack[: self._num_free])[::-1]
+            self._num_freed = 0
         pages = self._stack[rest : self._num_free][::-1].copy()
         self._num_free = rest
         self._is_free[pages] = False
@@ -68,8 +78,9 @@ class PageAllocator:
         if self._is_free[pages].any() or not pages.all():
             raise AssertionError(f"pages freed twice or padding page freed: {pages.tolist()}")
         end = self._num_free + len(pages)
-        self._stack[self._num_free : end] = pages
+        self._stack[self._num_free : end] = pages[::-1]
         self._num_free = end
+        self._num_freed += len(pages)
         self._is_free[pages] = True
 
     def slots_of(self, pages: SlotArray) -> SlotArray:

@@ -15,6 +15,12 @@ from sglang.srt.mem_cache.allocator import PageAllocator, SlotArray
 from sglang.srt.mem_cache.radix_cache import RadixCache, TokenIds, TreeNode, as_tokens
 from sglang.srt.utils.errors import ConfigError
 
+# Slots set aside behind one request, at most, and as a share of what is free.
+_MAX_ROOM = 1024
+_ROOM_SHARE = 4
+# Slots evicted beyond what is needed at once.
+_EVICTED_ROOM = 64
+
 
 @dataclass(slots=True, eq=False)
 class RequestCache:
@@ -34,6 +40,9 @@ class RequestCache:
     table_dirty_from: int | None
     # int32; slots of whole pages, so it is filled up to `length` rounded up to the page size.
     buffer: SlotArray
+    max_length: int  # what the request may grow to, as far as its owner knows
+    # Free pages set aside behind the last one, so that what the request appends lies in one run.
+    room: range = range(0)
 
     @property
     def slots(self) -> SlotArray:
@@ -85,6 +94,7 @@ class KVCacheManager:
         self._tree = RadixCache(page_size, eviction_policy)
         self._free_rows = list(range(max_requests - 1, -1, -1))
         self._handles: dict[int, RequestCache] = {}  # by row
+        self._num_room_pages = 0  # free pages set aside by all handles
 
     @property
     def capacity(self) -> int:
@@ -93,8 +103,8 @@ class KVCacheManager:
 
     @property
     def num_free(self) -> int:
-        """Slots that hold nothing."""
-        return self._allocator.num_free * self.page_size
+        """Slots that hold nothing, the rooms of open requests among them."""
+        return (self._allocator.num_free + self._num_room_pages) * self.page_size
 
     @property
     def num_cached(self) -> int:
@@ -118,7 +128,7 @@ class KVCacheManager:
 
     def num_available(self) -> int:
         """Slots that are free or evictable."""
-        return self._allocator.num_free * self.page_size + self._tree.evictable_size
+        return self.num_free + self._tree.evictable_size
 
     def match(
         self, token_ids: TokenIds, extra_key: str | None = None, limit: int | None = None
@@ -132,11 +142,16 @@ class KVCacheManager:
         return self._tree.match(as_tokens(_head(token_ids, limit)), extra_key)
 
     def open(
-        self, token_ids: TokenIds, extra_key: str | None = None, limit: int | None = None
+        self,
+        token_ids: TokenIds,
+        extra_key: str | None = None,
+        limit: int | None = None,
+        max_length: int = 0,
     ) -> RequestCache | None:
         """Take a row and lock the cached prefix of `token_ids` (at most `limit` tokens).
 
-        The handle starts with `length == cached_len`. None, and nothing changed, without a row.
+        `max_length`: tokens that the request may grow to; neighbouring slots are set aside for
+        them while nobody else needs those. The handle starts with `length == cached_len`. None, and nothing changed, without a row.
         """
         if not self._free_rows:
             return None
@@ -144,7 +159,9 @@ class KVCacheManager:
         node, cached = self._tree.acquire(known, extra_key)
         row = self._free_rows.pop()
         num_cached = len(cached)
-        handle = RequestCache(row, num_cached, num_cached, num_cached, node, None, cached)
+        handle = RequestCache(
+            row, num_cached, num_cached, num_cached, node, None, cached, max_length
+        )
         self._handles[row] = handle
         return handle
 
@@ -171,7 +188,7 @@ class KVCacheManager:
         end = start + num_tokens
         reserved = self._round_up(start)
         if end > reserved:
-            pages = self._take_pages((self._round_up(end) - reserved) // self.page_size)
+            pages = self._take_pages(handle, (self._round_up(end) - reserved) // self.page_size)
             if pages is None:
                 return None
             handle.append_pages(reserved, self._allocator.slots_of(pages))
@@ -185,26 +202,20 @@ class KVCacheManager:
         slots cannot be had.
         """
         page_size = self.page_size
-        if page_size == 1:
-            slots = self._take_pages(len(handles))
-            if slots is None:
-                return None
-            for handle, slot in zip(handles, slots.tolist(), strict=True):
-                length = handle.length
-                if length < len(handle.buffer):
-                    handle.buffer[length] = slot
-                else:
-                    handle.append_pages(length, np.array([slot], dtype=np.int32))
-                handle.length = length + 1
-            return slots
         full = [handle for handle in handles if handle.length % page_size == 0]
-        if full:
-            pages = self._take_pages(len(full))
-            if pages is None:
-                return None
-            by_page = self._allocator.slots_of(pages).reshape(-1, page_size)
-            for handle, page_slots in zip(full, by_page, strict=True):
-                handle.append_pages(handle.length, page_slots)
+        if len(full) * page_size > self.num_available():
+            return None
+        # Those with room first: the others may make them give back what is left of it.
+        for handle in sorted(full, key=lambda handle: not handle.room):
+            if page_size == 1 and handle.room and handle.length < len(handle.buffer):
+                # Nearly every row of nearly every step: by hand.
+                handle.buffer[handle.length] = handle.room.start
+                handle.room = handle.room[1:]
+                self._num_room_pages -= 1
+                continue
+            pages = self._take_pages(handle, 1)
+            assert pages is not None, "counted above"
+            handle.append_pages(handle.length, self._allocator.slots_of(pages))
         taken = np.array([handle.buffer[handle.length] for handle in handles], dtype=np.int32)
         for handle in handles:
             handle.length += 1
@@ -222,6 +233,7 @@ class KVCacheManager:
                 f"cannot truncate to {num_tokens} tokens: must be within "
                 f"{handle.cached_len} (shared through the tree) .. {handle.length} (allocated)"
             )
+        self._release_room(handle)
         self._free_slots(handle, self._round_up(num_tokens), self._round_up(handle.length))
         handle.length = num_tokens
 
@@ -263,6 +275,7 @@ class KVCacheManager:
         self._require_open(handle)
         if insert:
             self.commit_prefix(handle, token_ids)
+        self._release_room(handle)
         self._free_slots(handle, handle.cached_len, self._round_up(handle.length))
         self._tree.unlock(handle.node)
         del self._handles[handle.row]
@@ -295,11 +308,14 @@ class KVCacheManager:
                 raise AssertionError(f"row {handle.row}: cached slots differ from the tree's")
             owned.append(handle.buffer[handle.cached_len : self._round_up(handle.length)])
         slots = np.concatenate(owned)
+        rooms = [page for handle in self._handles.values() for page in handle.room]
+        if len(rooms) != self._num_room_pages:
+            raise AssertionError(f"{len(rooms)} pages in rooms, counted {self._num_room_pages}")
         pages = self._allocator.pages_of(slots)
         if not np.array_equal(self._allocator.slots_of(pages), slots):
             raise AssertionError("slots in use are not whole pages")
         counts = np.bincount(
-            np.concatenate([pages, self._allocator.free_list()]),
+            np.concatenate([pages, rooms, self._allocator.free_list()]).astype(np.int64),
             minlength=self._allocator.num_pages,
         )
         wrong = np.flatnonzero(counts[1:] != 1) + 1
@@ -311,15 +327,56 @@ class KVCacheManager:
     def _round_up(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size) * self.page_size
 
-    def _take_pages(self, num_pages: int) -> SlotArray | None:
+    def _take_pages(self, handle: RequestCache, num_pages: int) -> SlotArray | None:
+        """Pages from the handle's room, then free ones, then evicted ones; None if they do not suffice."""
+        if num_pages <= len(handle.room):  # most decode steps
+            taken, handle.room = handle.room[:num_pages], handle.room[num_pages:]
+            self._num_room_pages -= num_pages
+            return np.arange(taken.start, taken.stop, dtype=np.int32)
+        if num_pages * self.page_size > self.num_available():
+            return None
+        room = np.arange(handle.room.start, handle.room.stop, dtype=np.int32)
+        self._num_room_pages -= len(room)
+        handle.room = range(0)
+        missing = num_pages - len(room)
+        self._make_free(missing)
+        rest = self._allocator.num_free - missing
+        wish = min(self._room_wish(handle, num_pages), rest // _ROOM_SHARE)
+        pages = self._allocator.alloc_pages(missing + wish)
+        assert pages is not None, "made free above"
+        self._set_aside(handle, pages[missing - 1 :])
+        return np.concatenate([room, pages[:missing]])
+
+    def _make_free(self, num_pages: int) -> None:
+        """At least `num_pages` on the free list; the caller knows that they can be had."""
+        if self._allocator.num_free < num_pages and self._num_room_pages:
+            for handle in self._handles.values():
+                self._release_room(handle)
         missing = (num_pages - self._allocator.num_free) * self.page_size
         if missing > 0:
-            if missing > self._tree.evictable_size:
-                return None
-            evicted = self._tree.evict(missing)
+            # Some more, so that the next tokens of this request find neighbouring slots, too.
+            extra = _EVICTED_ROOM if self._tree.evictable_size > 8 * _EVICTED_ROOM else 0
+            evicted = self._tree.evict(min(missing + extra, self._tree.evictable_size))
             self.num_evicted += len(evicted)
             self._allocator.free_pages(self._allocator.pages_of(evicted))
-        return self._allocator.alloc_pages(num_pages)
+
+    def _room_wish(self, handle: RequestCache, num_pages: int) -> int:
+        """Pages worth setting aside once `num_pages` more are in use."""
+        left = handle.max_length - self._round_up(handle.length) - num_pages * self.page_size
+        return min(max(left, 0), _MAX_ROOM) // self.page_size
+
+    def _set_aside(self, handle: RequestCache, pages: SlotArray) -> None:
+        """Keep the run that follows pages[0], which is in use, as the room; give back the rest."""
+        breaks = np.flatnonzero(np.diff(pages) != 1)
+        length = int(breaks[0]) + 1 if len(breaks) else len(pages)
+        self._allocator.free_pages(pages[length:])
+        handle.room = range(int(pages[0]) + 1, int(pages[0]) + length)
+        self._num_room_pages += len(handle.room)
+
+    def _release_room(self, handle: RequestCache) -> None:
+        self._allocator.free_pages(np.array(handle.room, dtype=np.int32))
+        self._num_room_pages -= len(handle.room)
+        handle.room = range(0)
 
     def _free_slots(self, handle: RequestCache, start: int, end: int) -> None:
         if end > start:

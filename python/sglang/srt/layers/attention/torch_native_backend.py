@@ -2,7 +2,8 @@
 
 Per request: gather its keys and values from the pool by the row table, then `attend`. Requests are
 handled one after the other, so that gathered keys are still in the processor's cache when they are
-used; short decodes are padded into one call instead. Legend: T tokens, B requests, H query heads, K
+used. Two shorter ways, with the same result: on a CPU plain causal attention reads the pool in place
+(`torch_runs`), and short decodes are padded into one call. Legend: T tokens, B requests, H query heads, K
 kv heads, d head dim, n new tokens of a request, m its keys.
 """
 
@@ -15,12 +16,14 @@ import torch
 
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
+from sglang.srt.layers.attention.torch_runs import RowSpan, StepRuns
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 # A decode whose keys and values take at most so many bytes in one layer, padded, is one call: then calls
 # cost more than the padding and the keys stay in the processor's cache anyway.
 _MAX_PADDED_BYTES = 1 << 22
+_MAX_PADDED_BYTES_PER_REQUEST = 192 << 10
 # Query rows per call where a mask is needed; bounds the mask.
 _MASKED_ROWS = 1024
 # Masks of at most so many elements are kept for the other layers of the step.
@@ -64,6 +67,7 @@ class StepMetadata:
         self._batch = batch
         self._spans: list[RequestSpan] | None = None
         self._padded: PaddedDecode | None = None
+        self._runs: StepRuns | None = None
         self.num_padded = _count_padded(batch)  # slots of the rectangle, 0 where it is no use
         self.masks: dict[tuple[int, ...], torch.Tensor] = {}
 
@@ -72,6 +76,13 @@ class StepMetadata:
         if self._spans is None:
             self._spans = _build_spans(self._batch)
         return self._spans
+
+    @property
+    def runs(self) -> StepRuns:
+        """Only for tensors on a CPU."""
+        if self._runs is None:
+            self._runs = _build_runs(self._batch)
+        return self._runs
 
     @property
     def padded(self) -> PaddedDecode:
@@ -107,7 +118,7 @@ class TorchNativeAttnBackend(AttentionBackend):
     ) -> torch.Tensor:
         q, k, options = self._prepare(q, k, layer, kwargs)
         metadata = self._metadata()
-        if not _is_padding_cheaper(metadata.num_padded, layer, q.dtype):
+        if not _is_padding_cheaper(metadata.num_padded, len(q), layer, q.dtype):
             return self._forward_spans(q, k, v, layer, forward_batch, save_kv_cache, options)
         padded = metadata.padded
         if k is not None and v is not None and save_kv_cache:
@@ -147,6 +158,7 @@ class TorchNativeAttnBackend(AttentionBackend):
         """q as [T, H, d], with the parts of split rotary heads joined; refuses what is not
         implemented."""
         sinks = kwargs.pop("sinks", None)
+        slopes, pattern = kwargs.pop("alibi_slopes", None), kwargs.pop("block_sparse", None)
         q_rope, k_rope = kwargs.pop("q_rope", None), kwargs.pop("k_rope", None)
         unknown = [name for name, value in kwargs.items() if value is not None]
         if unknown:
@@ -160,7 +172,7 @@ class TorchNativeAttnBackend(AttentionBackend):
         if k_rope is not None and k is not None:
             k = torch.cat([k, k_rope.view(len(k), layer.tp_k_head_num, -1)], dim=-1)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return q, k, AttendOptions(layer.scaling, layer.logit_cap or 0.0, sinks)
+        return q, k, AttendOptions(layer.scaling, layer.logit_cap or 0.0, sinks, slopes, pattern)
 
     def _forward_spans(
         self,
@@ -175,8 +187,12 @@ class TorchNativeAttnBackend(AttentionBackend):
         """One request after the other. q [T, H, d] -> [T, H * d_v]."""
         if k is not None and v is not None and save_kv_cache:
             _save(k, v, layer, forward_batch)
-        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
         metadata = self._metadata()
+        if _can_read_runs(q, k, v, layer, forward_batch, options):
+            runs, window = metadata.runs, layer.sliding_window_size or -1
+            if window <= 0 or runs.longest <= window + 1:
+                return runs.attend(q, (k, v), _buffers(layer, forward_batch), options.scale)
+        out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
         call = _LayerCall(self, metadata, layer, forward_batch, options)
         for span in metadata.spans:
             rows = slice(span.row, span.row + span.num_new)
@@ -344,11 +360,7 @@ class _LayerCall:
 def _build_spans(batch: ForwardBatch) -> list[RequestSpan]:
     assert batch.seq_lens_cpu is not None and batch.req_pool_indices is not None
     seq_lens: list[int] = batch.seq_lens_cpu.tolist()
-    if batch.forward_mode.is_decode():
-        new_lens = [1] * len(seq_lens)
-    else:
-        assert batch.extend_seq_lens_cpu is not None, "an extend needs extend_seq_lens_cpu"
-        new_lens = batch.extend_seq_lens_cpu
+    new_lens = _new_lens(batch)
     encoder_lens = batch.encoder_lens_cpu or [0] * len(seq_lens)
     longest = max(e + s for e, s in zip(encoder_lens, seq_lens, strict=True))
     table = _read_table(batch, longest)
@@ -368,6 +380,43 @@ def _build_spans(batch: ForwardBatch) -> list[RequestSpan]:
         spans.append(span)
         row += num_new
     return spans
+
+
+def _can_read_runs(
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    layer: RadixAttention,
+    batch: ForwardBatch,
+    options: AttendOptions,
+) -> bool:
+    """Whether torch's fused attention can have this layer's keys as they lie in the pool."""
+    is_plain = layer.attn_type == AttentionType.DECODER and options.is_plain
+    if not (is_plain and q.is_cpu) or layer.is_cross_attention or layer.use_irope:
+        return False
+    if k is None or v is None or batch.encoder_lens_cpu is not None:
+        return False
+    same_dims = layer.qk_head_dim == layer.v_head_dim
+    return same_dims and batch.token_to_kv_pool.get_key_buffer(layer.layer_id).dtype == q.dtype
+
+
+def _build_runs(batch: ForwardBatch) -> StepRuns:
+    assert batch.seq_lens_cpu is not None
+    seq_lens: list[int] = batch.seq_lens_cpu.tolist()
+    new_lens = _new_lens(batch)
+    table = _read_table(batch, max(seq_lens)).numpy()
+    spans, row = [], 0
+    for i, (seq_len, num_new) in enumerate(zip(seq_lens, new_lens, strict=True)):
+        spans.append(RowSpan(row, num_new, table[i, :seq_len]))
+        row += num_new
+    return StepRuns(spans)
+
+
+def _new_lens(batch: ForwardBatch) -> list[int]:
+    if batch.forward_mode.is_decode():
+        return [1] * batch.batch_size
+    assert batch.extend_seq_lens_cpu is not None, "an extend needs extend_seq_lens_cpu"
+    return batch.extend_seq_lens_cpu
 
 
 def _read_table(batch: ForwardBatch, longest: int) -> torch.Tensor:
@@ -404,11 +453,14 @@ def _count_padded(batch: ForwardBatch) -> int:
     return size if len(lens) > 1 and 2 * sum(lens) >= size else 0
 
 
-def _is_padding_cheaper(num_padded: int, layer: RadixAttention, dtype: torch.dtype) -> bool:
+def _is_padding_cheaper(
+    num_padded: int, num_requests: int, layer: RadixAttention, dtype: torch.dtype
+) -> bool:
     if num_padded == 0 or layer.is_cross_attention or layer.use_irope:
         return False
     slot_bytes = layer.tp_k_head_num * (layer.qk_head_dim + layer.v_head_dim) * dtype.itemsize
-    return num_padded * slot_bytes <= _MAX_PADDED_BYTES
+    limit = min(_MAX_PADDED_BYTES, num_requests * _MAX_PADDED_BYTES_PER_REQUEST)
+    return num_padded * slot_bytes <= limit
 
 
 def _build_padded(batch: ForwardBatch) -> PaddedDecode:
