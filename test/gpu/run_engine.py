@@ -57,7 +57,10 @@ def run(folder: str, **kwargs) -> tuple[list[list[int]], list[list[float]], floa
     import sglang as sgl
 
     engine = sgl.Engine(
-        model_path=folder, skip_tokenizer_init=True, max_total_tokens=16384, **kwargs
+        model_path=folder,
+        skip_tokenizer_init=True,
+        max_total_tokens=16384,
+        **{"cuda_graph_max_bs": 16, **kwargs},
     )
     params = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
     try:
@@ -73,7 +76,7 @@ def run(folder: str, **kwargs) -> tuple[list[list[int]], list[list[float]], floa
     return ids, logprobs, seconds
 
 
-def check_no_sync(folder: str, backend: str) -> str:
+def check_no_sync(folder: str, backend: str, disable_cuda_graph: bool) -> str:
     """Launch decode steps with torch raising on every synchronising call; only reading results may wait."""
     from sglang.bench_one_batch import Bench
     from sglang.srt.server_args import ServerArgs
@@ -85,8 +88,15 @@ def check_no_sync(folder: str, backend: str) -> str:
         max_total_tokens=16384,
         attention_backend=backend,
         skip_tokenizer_init=True,
+        disable_cuda_graph=disable_cuda_graph,
+        cuda_graph_max_bs=16,
     )
     bench = Bench(args)
+    graphs = bench.runner.graphs
+    if (graphs is None) != (disable_cuda_graph or backend == "torch_native"):
+        raise RuntimeError(
+            "graphs are captured" if disable_cuda_graph else "no graphs are captured"
+        )
     batch = bench.batch(8, 256)
     batch.extend([[5 + i] * 16 for i in range(8)]).result()
     for _ in range(3):
@@ -100,7 +110,9 @@ def check_no_sync(folder: str, backend: str) -> str:
         step.result()
     del bench, batch
     gc.collect()
-    return "no synchronisation in 4 launched decode steps"
+    return (
+        f"no synchronisation in 4 launched decode steps, graphs {'off' if graphs is None else 'on'}"
+    )
 
 
 def _until_they_differ(ours, want, ids, want_ids):
@@ -113,7 +125,7 @@ def _until_they_differ(ours, want, ids, want_ids):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backends", nargs="+", default=["torch_native"])
+    parser.add_argument("--backends", nargs="+", default=["triton", "torch_native"])
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("torch sees no GPU")
@@ -126,11 +138,18 @@ def main() -> int:
             for name, kwargs in {
                 "float32": dict(dtype="float32"),
                 "float32, no overlap": dict(dtype="float32", disable_overlap_schedule=True),
+                "float32, no graphs": dict(dtype="float32", disable_cuda_graph=True),
+                "float32, graphs unpadded": dict(
+                    dtype="float32", cuda_graph_bs=[8, 4, 1], disable_cuda_graph_padding=True
+                ),
                 "float32, chunks of 64, page 16": dict(
                     dtype="float32", chunked_prefill_size=64, page_size=16
                 ),
                 "bfloat16": dict(dtype="bfloat16"),
+                "bfloat16, no graphs": dict(dtype="bfloat16", disable_cuda_graph=True),
             }.items():
+                if backend == "torch_native" and "graphs" in name:
+                    continue  # it has none
                 ids, logprobs, seconds = run(
                     folder, device="cuda", attention_backend=backend, **kwargs
                 )
@@ -148,11 +167,12 @@ def main() -> int:
                     f"logprob error {worst:.2e}, {seconds:.2f} s",
                     flush=True,
                 )
-            try:
-                print(f"{backend:13} {check_no_sync(folder, backend)}", flush=True)
-            except RuntimeError as error:
-                failed = True
-                print(f"{backend:13} FAIL decode step synchronises: {error}", flush=True)
+            for without in (False, True) if backend == "triton" else (True,):
+                try:
+                    print(f"{backend:13} {check_no_sync(folder, backend, without)}", flush=True)
+                except RuntimeError as error:
+                    failed = True
+                    print(f"{backend:13} FAIL decode step: {error}", flush=True)
     return 1 if failed else 0
 
 

@@ -22,7 +22,8 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One tiny model. `is_fallback`: served by the transformers fallback, whether or not there is a model file.
+    """One tiny model. `config_class` is of transformers; "" for an architecture of `sglang.verify.references`, whose `keys` are the
+    whole config.json. `is_fallback`: served by the transformers fallback, whether or not there is a model file.
 
     `context_length` is the flag it is served with: longrope chooses its factors by it. `prompt_lens`: dynamic rotary frequencies
     equal the reference's only for sequences of exactly the context length. `without`: keys of `BASE` that the family's configs

@@ -10,7 +10,11 @@ from typing import Any
 
 from models.case import BASE, Case
 from models.configs_dense import DENSE_CASES
+from models.configs_mla import MLA_CASES
 from models.configs_moe import MOE_CASES
+from models.configs_moe_b import MOE_B_CASES
+from models.configs_moe_more import MORE_MOE_CASES
+from models.configs_remote import REMOTE_CASES
 
 __all__ = ["BASE", "CASES", "Case"]
 
@@ -140,5 +144,9 @@ CASES: dict[str, Case] = {
         is_fallback=True,
     ),
     **DENSE_CASES,
+    **REMOTE_CASES,
     **MOE_CASES,
+    **MLA_CASES,
+    **MORE_MOE_CASES,
+    **MOE_B_CASES,
 }

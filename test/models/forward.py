@@ -12,8 +12,9 @@ from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.kv_pool import create_kv_pool
 from sglang.srt.model_loader import get_model
 
 NUM_ROWS, MAX_LEN = 4, 128
@@ -40,18 +41,17 @@ class HandRunner:
     """A model with its cache. Slots are dealt in a scrambled order, so that nothing depends on their order."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        facts = ModelConfig(str(folder)).facts
+        config = ModelConfig(str(folder))
         self.model = model
         self.model.logits_processor.return_full_logits = True
-        self.backend = TorchNativeAttnBackend()
+        self.backend = TorchNativeAttnBackend(config.facts.attention_chunk_size)
         self.rows = ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu")
-        self.kv = MHATokenToKVPool(
+        self.kv = create_kv_pool(
+            config,
+            get_tensor_model_parallel_world_size(),
             size=NUM_ROWS * MAX_LEN + 1,
             page_size=1,
             dtype=torch.float32,
-            head_num=max(1, facts.num_key_value_heads // get_tensor_model_parallel_world_size()),
-            head_dim=facts.head_dim,
-            layer_num=facts.num_hidden_layers,
             device="cpu",
         )
         order = torch.randperm(NUM_ROWS * MAX_LEN, generator=torch.Generator().manual_seed(0)) + 1

@@ -14,6 +14,7 @@ from sglang.verify.subject import SubjectConfig
 # The forms need sequences of up to 193 tokens; these cases are made for shorter contexts. Everything else of them stays.
 _LONGER: dict[str, dict[str, Any]] = {
     "llama-dynamic": {"max_position_embeddings": 128},
+    "internlm2-dynamic": {"max_position_embeddings": 128},
     "llama-longrope-short": {
         "max_position_embeddings": 512,
         "rope_parameters": {

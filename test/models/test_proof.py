@@ -11,14 +11,18 @@ import pytest
 import torch
 from models.configs import CASES
 from models.proofs import make_proof
+from models.record import note, note_ranks
 
 from sglang.verify.forms import FORMS, Ask, Form, forms_named
 from sglang.verify.proof import Proof, prove
+from sglang.verify.ranks import TP_SIZES, Ranks, prove_on_ranks
 from sglang.verify.report import markdown_table, to_dict
 
 # Served by the transformers fallback although there is a model file of ours.
 FALLBACK = "-on-fallback"
 NAMES = [*CASES, f"llama{FALLBACK}", f"qwen2-window{FALLBACK}"]
+# The first configuration of every architecture with a model file.
+ON_RANKS = list({c.architecture: n for n, c in reversed(CASES.items()) if not c.is_fallback}.values())
 WHOLE = Form("one whole prefill", (Ask("long", num_tokens=2),))
 
 
@@ -42,9 +46,34 @@ def proof(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Proof:
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
 @pytest.mark.parametrize("proof", NAMES, indirect=True, scope="module")
-def test_form(proof: Proof, form: Form) -> None:
+def test_form(proof: Proof, form: Form, request: pytest.FixtureRequest) -> None:
     result = proof.run(form)
+    note(request, _param(request), _architecture(proof), result)
     assert result.passed, result.detail
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks(max(TP_SIZES)) as processes:
+        yield processes
+
+
+@pytest.mark.parametrize("tp_size", TP_SIZES)
+@pytest.mark.parametrize("proof", ON_RANKS, indirect=True, scope="module")
+def test_ranks(proof: Proof, ranks: Ranks, tp_size: int, request: pytest.FixtureRequest) -> None:
+    """One configuration of every architecture, cut over processes."""
+    results = prove_on_ranks(ranks, proof, tp_size)
+    note_ranks(request, _param(request), _architecture(proof), tp_size, results)
+    assert all(result.passed for result in results), results
+
+
+def _param(request: pytest.FixtureRequest) -> str:
+    return request.node.callspec.params["proof"]
+
+
+def _architecture(proof: Proof) -> str:
+    """What the checkpoint asks for."""
+    return proof.subject(1).model_config.architectures[0]
 
 
 @pytest.mark.parametrize("proof", NAMES, indirect=True, scope="module")

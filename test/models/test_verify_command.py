@@ -46,8 +46,9 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def verify(*words: str, cwd: Path, plugin: str | None = None) -> tuple[int, dict[str, Any]]:
-    """Exit status and report of a run without the engine processes; no traceback may be printed."""
-    done = run("verify", *words, "--no-speed", "--output", "out", cwd=cwd, plugin=plugin)
+    """Exit status and report of a run without processes; no traceback may be printed."""
+    quick = ("--no-ranks", "--no-speed", "--output", "out")
+    done = run("verify", *words, *quick, cwd=cwd, plugin=plugin)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "out/report.md" in done.stdout, done.stdout + done.stderr
     return done.returncode, report_of(cwd / "out")
@@ -67,11 +68,12 @@ def test_tiny_llama_passes_with_all_its_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_of(tmp_path / "out")
     assert report["passed"] is True
-    titles = ["checkpoint", "weights", "reference", "forms", "modules", "text", "speed"]
+    titles = ["checkpoint", "weights", "reference", "forms", "modules", "text", "ranks", "speed"]
     assert [(s["title"], s["passed"]) for s in report["sections"]] == [(t, True) for t in titles]
     names = {form["name"] for form in report["steps"]["forms"]["data"]["forms"]}
     for kind in ("whole", "chunks", "cached", "mixed", "retraction", "logprobs", "order", "16"):
         assert any(kind in name for name in names), kind
+    assert report["steps"]["ranks"]["data"]["sizes"] == [2, 4]
     speed = report["steps"]["speed"]["data"]
     for side in ("engine", "reference"):
         assert all(value > 0 for value in speed[side].values())
@@ -243,7 +245,7 @@ def test_a_new_model_passes_before_it_is_changed(tmp_path: Path) -> None:
         "`AcmeForCausalLM`"
         in (tmp_path / "docs/supported_models/text_generation/generative_models.md").read_text()
     )
-    words = ("verify", "--tiny", "AcmeForCausalLM", "--no-speed", "--output", "out")
+    words = ("verify", "--tiny", "AcmeForCausalLM", "--no-ranks", "--no-speed", "--output", "out")
     done = run(*words, cwd=tmp_path, package=package)
     assert done.returncode == 0, done.stdout + done.stderr
     served = report_of(tmp_path / "out")["steps"]["checkpoint"]["summary"]

@@ -13,7 +13,7 @@ import torch
 import transformers
 from models.configs import BASE, CASES, Case
 
-from sglang.verify.tiny import randomise, write_tokenizer
+from sglang.verify.tiny import build_reference, randomise, write_config, write_tokenizer
 
 
 def build_config(name: str, **overrides: Any) -> Any:
@@ -25,14 +25,24 @@ def build_config(name: str, **overrides: Any) -> Any:
 
 
 def build_model(name: str, **overrides: Any) -> Any:
-    """The reference model, float32, eager attention, every parameter seeded by the case's name."""
+    """The reference model, float32, eager attention, every parameter seeded by the case's name (by its architecture where the reference
+    is of our own)."""
     case: Case = CASES[name]
+    if not case.config_class:
+        own = build_reference(_own_config(case, overrides))
+        randomise(own, seed=zlib.crc32(case.architecture.encode()))
+        return own
     config = build_config(name, **overrides)
     model = getattr(transformers, case.architecture)._from_config(
         config, attn_implementation="eager", dtype=torch.float32
     )
     randomise(model, seed=zlib.crc32(name.encode()))
     return model.eval()
+
+
+def _own_config(case: Case, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The whole config.json of a case without a class in transformers."""
+    return {**case.keys, "architectures": [case.architecture], **overrides}
 
 
 def write_checkpoint(
@@ -43,6 +53,9 @@ def write_checkpoint(
     **overrides: Any,
 ) -> Path:
     """Save a case's model in `folder`; returns the folder."""
+    case = CASES[name]
+    if not case.config_class:
+        return write_config(_own_config(case, overrides), folder)
     model = build_model(name, **overrides)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if with_tokenizer:

@@ -172,7 +172,6 @@ def test_subclass_may_add_a_flag() -> None:
         ({"served_model_name": "a:b"}, "must not contain ':'"),
         ({"api_key": ""}, "--api-key is empty"),
         ({"admin_api_key": ""}, "--admin-api-key is empty"),
-        ({"chat_template": "chatml"}, "give the path of a .jinja file"),
         ({"chunked_prefill_size": 0}, "use -1"),
         ({"chunked_prefill_size": -2}, "must be at least -1"),
         ({"disable_radix_cache": True, "enable_hierarchical_cache": True}, "needs the radix cache"),

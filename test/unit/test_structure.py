@@ -27,7 +27,8 @@ ROWS: list[tuple[str, ...]] = [
         "sglang.test",
         "sglang.srt.observability",
     ),
-    ("sglang.srt.managers",),
+    # Processors name the model classes that they are for.
+    ("sglang.srt.managers", "sglang.srt.multimodal.processors"),
     ("sglang.srt.model_executor",),
     ("sglang.srt.model_loader",),
     ("sglang.srt.models",),
@@ -37,6 +38,9 @@ ROWS: list[tuple[str, ...]] = [
         "sglang.srt.constrained",
         "sglang.srt.parser",
         "sglang.srt.multimodal",
+        "sglang.srt.batch_overlap",
+        "sglang.srt.compilation",
+        "sglang.srt.speculative",
     ),
     (
         "sglang.srt.model_executor.forward_batch_info",

@@ -59,6 +59,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--quick", action="store_true", help="a form of each kind (the default)")
     amount.add_argument("--full", action="store_true", help="every form")
+    parser.add_argument(
+        "--no-ranks", action="store_true", help="do not start tensor-parallel processes"
+    )
     parser.add_argument("--no-speed", action="store_true", help="do not start an engine to time it")
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the report (default: verify-NAME)"
@@ -88,6 +91,7 @@ def _verify(args: argparse.Namespace, output: Path, command: str) -> int:
         model=args.model,
         tiny=args.tiny,
         full=args.full,
+        ranks=not args.no_ranks,
         speed=not args.no_speed,
         model_impl=args.model_impl,
         revision=args.revision,

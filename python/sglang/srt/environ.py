@@ -258,7 +258,7 @@ class Envs:
         False, "forward calls of tools that the request did not name"
     )
     SGLANG_GRAMMAR_POLL_INTERVAL = EnvFloat(
-        0.005, "seconds between looks at the compiler", minimum=0
+        0.005, "seconds between looks at the compiler", minimum=0.001
     )
     SGLANG_GRAMMAR_MAX_POLL_ITERATIONS = EnvInt(
         10000, "looks before a grammar times out", minimum=1
@@ -280,6 +280,14 @@ class Envs:
     # Media
     SGLANG_VLM_CACHE_SIZE_MB = EnvInt(100, "cache of image embeddings, MiB", minimum=0)
     SGLANG_IMAGE_MAX_PIXELS = EnvInt(16384 * 28 * 28, "pixels of one image", minimum=1)
+    SGLANG_MEDIA_MAX_PIXELS = EnvInt(
+        2**26, "pixels of an image or frame that is decoded", minimum=1
+    )
+    SGLANG_MEDIA_MAX_MB = EnvInt(256, "size of one media file, MiB", minimum=1)
+    SGLANG_MEDIA_ROOT = EnvOptionalStr(None, "folder whose files clients may name; unset: none")
+    SGLANG_MEDIA_ALLOW_PRIVATE_HOSTS = EnvTuple(
+        (), "hosts to fetch media from although their address is not public"
+    )
     SGLANG_RESIZE_RESAMPLE = EnvOptionalStr(None, "resampling filter when images are resized")
     VIDEO_MAX_PIXELS = EnvOptionalInt(None, "pixels of one video; unset: by model", minimum=1)
     REQUEST_TIMEOUT = EnvFloat(3.0, "seconds to fetch one media URL", minimum=0)

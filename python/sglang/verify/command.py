@@ -1,4 +1,4 @@
-"""The whole verification of one model, step by step: checkpoint, weights, forms, modules, text, speed.
+"""The whole verification of one model, step by step: checkpoint, weights, forms, modules, text, ranks, speed.
 
 A step that fails is a failed section with a sentence; what needs it is then skipped. Nothing is raised to the caller.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.utils import get_model_architecture
-from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.models.registry import FALLBACK_ARCH, ModelRegistry
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import download_from_hf, get_tokenizer, read_config_dict
 from sglang.test.prompts import CORRECTNESS_PROMPTS
@@ -23,14 +23,19 @@ from sglang.verify.comparison import RELATIVE_BOUND, bound_of
 from sglang.verify.coverage import Coverage, measure_coverage
 from sglang.verify.diverge import trace_modules
 from sglang.verify.forms import FORMS, Ask, Form, batch_of, forms_named
+from sglang.verify.media import MediaProof, family_of
+from sglang.verify.media_forms import media_forms
+from sglang.verify.media_tiny import write_media_config
 from sglang.verify.plot import error_plot
 from sglang.verify.proof import FormResult, Proof
+from sglang.verify.ranks import Ranks, possible_sizes, prove_on_ranks
 from sglang.verify.report import markdown_table, to_dict
 from sglang.verify.sections import (
     PLOT_NAME,
     TEXT_TOKENS,
     coverage_sentence,
     module_section,
+    ranks_section,
     speed_section,
     text_section,
     worst,
@@ -75,6 +80,7 @@ class Options:
     model: str | None = None
     tiny: str | None = None
     full: bool = False
+    ranks: bool = True
     speed: bool = True
     model_impl: str = "auto"
     revision: str | None = None
@@ -115,6 +121,8 @@ class Verification:
             ("modules", self._compare_modules),
             ("text", self._compare_text),
         ]
+        if self._options.ranks:
+            independent.append(("ranks", self._prove_ranks))
         if self._options.speed:
             independent.append(("speed", self._measure_speed))
         try:
@@ -154,7 +162,10 @@ class Verification:
         options = self._options
         if options.tiny is not None:
             folder = options.output / "checkpoint"
-            self._folder = str(write_config(tiny_config(options.tiny), folder))
+            raw = tiny_config(options.tiny)
+            takes_media = family_of(raw["architectures"]) is not None
+            write = write_media_config if takes_media else write_config
+            self._folder = str(write(raw, folder))
             made = f"a random checkpoint was written to {self._folder}; "
         else:
             assert options.model is not None, "neither a model nor a tiny configuration"
@@ -184,7 +195,8 @@ class Verification:
         return Section("weights", found.passed, coverage_sentence(found), data=data)
 
     def _load_both(self) -> Section:
-        if not self._options.trust_remote_code:
+        family = family_of(self._model_config().architectures)
+        if not self._options.trust_remote_code and family is None:
             require_reference(read_config_dict(self._folder))
         context_len = min(self._model_config().derived_context_len, _CONTEXT_LEN)
         config = SubjectConfig(
@@ -192,9 +204,17 @@ class Verification:
             model_impl=self._options.model_impl,
             trust_remote_code=self._options.trust_remote_code,
         )
-        self._proof = Proof(self._folder, config)
-        name = type(self._proof.reference.model).__name__
-        return Section("reference", True, f"transformers' {name}, float32, eager attention")
+        if family is None:
+            self._proof = Proof(self._folder, config)
+        else:
+            media = MediaProof(
+                self._folder, family, self._model_config().hf_config.to_dict(), config
+            )
+            self._proof, self._forms = media, (*self._forms, *media_forms(media.media))
+        reference = self._proof.reference
+        owner = "a reference of our own:" if reference.is_own else "transformers'"
+        name = type(reference.model).__name__
+        return Section("reference", True, f"{owner} {name}, float32, eager attention")
 
     def _prove_forms(self) -> Section:
         assert self._proof is not None
@@ -244,6 +264,22 @@ class Verification:
             ]
             rows.append({"prompt": prompt, "ours": texts[0], "transformers": texts[1]})
         return text_section(rows)
+
+    def _prove_ranks(self) -> Section:
+        proof = self._proof
+        assert proof is not None
+        model_config = proof.subject(1).model_config
+        sizes = possible_sizes(model_config.facts.num_attention_heads)
+        if type(proof.subject(1).model).__name__ == FALLBACK_ARCH:
+            return Section("ranks", None, "the transformers fallback runs on one rank")
+        if not sizes:
+            heads = model_config.facts.num_attention_heads
+            return Section("ranks", None, f"{heads} heads cannot be cut into 2 or 4 parts")
+        results = []
+        with Ranks(max(sizes)) as ranks:
+            for size in sizes:
+                results += prove_on_ranks(ranks, proof, size)
+        return ranks_section(sizes, results)
 
     def _measure_speed(self) -> Section:
         proof = self._proof

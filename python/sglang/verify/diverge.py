@@ -61,9 +61,14 @@ def trace_modules(proof: Proof, form: Form, placements: Sequence[Placement]) -> 
     trace = session.traces[rid]
     # The last token of an answer is sampled but never computed.
     token_ids = trace.prompt_ids + trace.output_ids[:-1]
-    sites = pair_sites(subject.model, proof.reference.model, placements)
+    named = [
+        dataclasses.replace(place, tensor=proof.name_in_reference(place.tensor))
+        for place in placements
+    ]
+    pairs = pair_sites(subject.model, proof.reference.model, named)
+    sites = [site for site in pairs if not site.ours.startswith(proof.off_tokens)]
     with ReferenceRecord(proof.reference.model, sites) as record:
-        logits = proof.reference.logits(token_ids)
+        logits = proof.logits_of(rid, token_ids)
     record.finish(logits, len(token_ids))
     again = subject.session(form.schedule)
     with SubjectWatch(subject.runner, again, rid, record) as watch:

@@ -46,6 +46,10 @@ class Material:
         prompts["head"] = prompts["long"][:_HEAD_LEN]
         return Material(prompts, draw(_FOLLOW_UP))
 
+    def num_tokens_of(self, ask: Ask) -> int:
+        """New tokens of a request."""
+        return self.num_tokens if ask.num_tokens is None else ask.num_tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Ask:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import torch
 
 from sglang.verify.comparison import Difference, compare_logprobs, compare_trace
 from sglang.verify.forms import FORMS, Ask, Form, Material
@@ -31,27 +33,33 @@ class Proof:
         material: the prompts, random ones by default.
     """
 
+    # Modules whose rows are not the tokens' are not compared one by one: beginnings of their names.
+    off_tokens: tuple[str, ...] = ()
+
     def __init__(
         self, folder: str, config: SubjectConfig | None = None, material: Material | None = None
     ) -> None:
-        self._folder = folder
-        self._config = config or SubjectConfig()
+        self.folder = folder
+        self.config = config or SubjectConfig()
         self._subjects: dict[int, Subject] = {}
         self._expected: dict[tuple[int, ...], Continuation] = {}
-        first = self.subject(self._config.page_size)
-        self.reference = ReferenceModel(
-            folder,
-            rope_length=first.context_len,
-            trust_remote_code=self._config.trust_remote_code,
-        )
+        context_len = self.subject(self.config.page_size).context_len
+        self.reference = self._load_reference(context_len)
         vocab_size = self.reference.vocab_size
-        self.material = material or Material.random(vocab_size, first.context_len)
+        self.material = material or Material.random(vocab_size, context_len)
+
+    def _load_reference(self, context_len: int) -> ReferenceModel:
+        return ReferenceModel(
+            self.folder,
+            rope_length=context_len,
+            trust_remote_code=self.config.trust_remote_code,
+        )
 
     def subject(self, page_size: int) -> Subject:
         """The engine with this page size."""
         if page_size not in self._subjects:
-            config = dataclasses.replace(self._config, page_size=page_size)
-            self._subjects[page_size] = Subject(self._folder, config)
+            config = dataclasses.replace(self.config, page_size=page_size)
+            self._subjects[page_size] = Subject(self.folder, config)
         return self._subjects[page_size]
 
     def run(self, form: Form) -> FormResult:
@@ -65,35 +73,54 @@ class Proof:
             if ask.logprobs is not None:
                 compare_logprobs(rid, trace, ask.logprobs, expected, found)
         found.problems += [text for text in (e(session) for e in form.expects) if text]
-        return _result(form, session, found)
+        return result_of(form.name, found, f"{len(session.steps)} steps")
 
     def play(self, form: Form, session: Session) -> None:
         """Submit the requests of a form as they arrive and run them to their ends."""
-        for place, ask in enumerate(form.asks):
-            if ask.wait != 0:
-                session.run(ask.wait)
-            rid = f"{place}-{ask.prompt}"
-            prompt = self._prompt(ask, session)
-            session.submit(rid, prompt, self._num_tokens(ask), ask.logprobs)
-        session.run()
+
+        def submit(rid: str, ask: Ask, prompt: list[int]) -> None:
+            self._submit(rid, ask, prompt, session)
+
+        play_form(form, session, self.material, submit)
+
+    def _submit(self, rid: str, ask: Ask, prompt: list[int], session: Session) -> None:
+        session.submit(rid, prompt, self.material.num_tokens_of(ask), ask.logprobs)
+
+    def name_in_reference(self, tensor: str) -> str:
+        """What the reference calls a tensor of the checkpoint."""
+        return tensor
+
+    def logits_of(self, rid: str, token_ids: list[int]) -> torch.Tensor:
+        """What the reference says to the tokens of the request `rid` of a form, float32 [n, V]."""
+        return self.reference.logits(token_ids)
 
     def expect(self, ask: Ask, trace: Trace) -> Continuation:
         """What the reference says to the prompt of a request that was played. Known answers are kept."""
-        num_tokens, key = self._num_tokens(ask), tuple(trace.prompt_ids)
+        num_tokens, key = self.material.num_tokens_of(ask), tuple(trace.prompt_ids)
         known = self._expected.get(key)
         if known is None or len(known.output_ids) < num_tokens:
             known = self.reference.greedy(trace.prompt_ids, num_tokens, trace.output_ids)
             self._expected[key] = known
         return known.head(num_tokens)
 
-    def _prompt(self, ask: Ask, session: Session) -> list[int]:
-        if ask.continues is None:
-            return self.material.prompts[ask.prompt]
-        earlier = list(session.traces.values())[ask.continues]
-        return earlier.prompt_ids + earlier.output_ids + self.material.follow_up
 
-    def _num_tokens(self, ask: Ask) -> int:
-        return self.material.num_tokens if ask.num_tokens is None else ask.num_tokens
+def play_form(
+    form: Form,
+    session: Session,
+    material: Material,
+    submit: Callable[[str, Ask, list[int]], None],
+) -> None:
+    """Submit the requests of a form (as `submit(rid, ask, prompt)`) as they arrive and run them to their ends."""
+    for place, ask in enumerate(form.asks):
+        if ask.wait != 0:
+            session.run(ask.wait)
+        if ask.continues is None:
+            prompt = material.prompts[ask.prompt]
+        else:
+            earlier = list(session.traces.values())[ask.continues]
+            prompt = earlier.prompt_ids + earlier.output_ids + material.follow_up
+        submit(f"{place}-{ask.prompt}", ask, prompt)
+    session.run()
 
 
 def prove(
@@ -104,13 +131,14 @@ def prove(
     return [proof.run(form) for form in forms]
 
 
-def _result(form: Form, session: Session, found: Difference) -> FormResult:
-    summary = f"{found.num_positions} positions, {found.num_tokens} greedy tokens, {len(session.steps)} steps"
+def result_of(name: str, found: Difference, more: str) -> FormResult:
+    """The outcome of a form whose requests were compared into `found`; `more` ends the detail."""
+    summary = f"{found.num_positions} positions, {found.num_tokens} greedy tokens, {more}"
     problems = list(found.problems)
     if found.max_abs_diff > found.bound:
         problems.insert(0, f"differs by {found.max_abs_diff:.3g} at {found.where}")
     return FormResult(
-        name=form.name,
+        name=name,
         passed=found.passed,
         max_abs_diff=found.max_abs_diff,
         bound=found.bound,

@@ -1,4 +1,5 @@
-"""The reference: a checkpoint run by transformers, in float32 with eager attention, one sequence at a time.
+"""The reference: a checkpoint run by transformers, in float32 with eager attention, one sequence at a time. Where transformers has no
+class of the architecture, `references` has a plain decoder of our own.
 
 Nothing is cached: every answer comes from one forward pass over the whole sequence, so no cache of transformers can be wrong with us.
 """
@@ -7,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from sglang.srt.configs.hf_config import read_facts
+from sglang.srt.utils.hf_transformers_utils import read_config_dict
+from sglang.verify.references import find_reference, load_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Continuation:
 
 
 class ReferenceModel:
-    """A causal language model of transformers.
+    """A causal language model of transformers, or of `references`.
 
     Args:
         folder: checkpoint folder.
@@ -56,12 +60,21 @@ class ReferenceModel:
         device: str = "cpu",
         trust_remote_code: bool = False,
     ) -> None:
-        from transformers import AutoModelForCausalLM
+        raw = read_config_dict(folder)
+        self.is_own = not trust_remote_code and find_reference(raw) is not None
+        self.model: Any
+        if self.is_own:
+            self.model = load_reference(folder, raw, dtype, device)
+        else:
+            from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
-        )
-        self.model.eval().to(device)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="eager",
+                trust_remote_code=trust_remote_code,
+            )
+            self.model.eval().to(device)
         facts = read_facts(self.model.config)
         self.vocab_size = facts.vocab_size
         is_switched = facts.rope is not None and facts.rope.kind in ("dynamic", "longrope")
@@ -72,8 +85,8 @@ class ReferenceModel:
         """float32 [n, V] for n tokens, on the CPU."""
         padding = [0] * max(self._pad_to - len(token_ids), 0)
         ids = torch.tensor([[*token_ids, *padding]], device=self.model.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, : len(token_ids)]
-        return logits.float().cpu()
+        answer = self.model(ids) if self.is_own else self.model(ids, use_cache=False).logits
+        return answer[0, : len(token_ids)].float().cpu()
 
     def greedy(
         self, prompt_ids: Sequence[int], num_tokens: int, draft: Sequence[int] = ()

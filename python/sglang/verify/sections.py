@@ -11,6 +11,7 @@ import torch
 from sglang.verify.coverage import Coverage
 from sglang.verify.diverge import ModuleTrace
 from sglang.verify.proof import FormResult
+from sglang.verify.report import markdown_table, to_dict
 from sglang.verify.speed import BATCH, NUM_TOKENS, PROMPT_LEN, Speed, SpeedReport
 from sglang.verify.summary import Section, cell
 
@@ -78,7 +79,7 @@ def module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Secti
             "bound": first.bound,
         }
     text = (
-        f"![relative error by layer]({PLOT_NAME})\n\nIn the order of transformers:\n\n"
+        f"![relative error by layer]({PLOT_NAME})\n\nIn the order of the reference:\n\n"
         + "\n".join(rows)
     )
     return Section("modules", first is None, summary, text, data)
@@ -86,14 +87,25 @@ def module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Secti
 
 def text_section(rows: list[dict[str, str]]) -> Section:
     same = sum(row["ours"] == row["transformers"] for row in rows)
-    lines = ["| prompt | here | transformers |", "|---|---|---|"]
+    lines = ["| prompt | here | reference |", "|---|---|---|"]
     for row in rows:
         cells = (cell(repr(value)) for value in row.values())
         lines.append(f"| {' | '.join(cells)} |")
     summary = (
-        f"{same} of {len(rows)} greedy texts of {TEXT_TOKENS} tokens are those of transformers"
+        f"{same} of {len(rows)} greedy texts of {TEXT_TOKENS} tokens are those of the reference"
     )
     return Section("text", same == len(rows), summary, "\n".join(lines), {"texts": rows})
+
+
+def ranks_section(sizes: Sequence[int], results: Sequence[FormResult]) -> Section:
+    """Tensor parallelism on CPU processes."""
+    failed = [result for result in results if not result.passed]
+    names = " = ".join(str(size) for size in (1, *sizes))
+    summary = f"TP {names}: the reference's logits and tokens, largest difference {worst(results)}"
+    if failed:
+        summary = f"{failed[0].name}: {failed[0].detail}"
+    data = {"sizes": list(sizes), **to_dict(results)}
+    return Section("ranks", not failed, summary, markdown_table(results), data)
 
 
 def speed_section(report: SpeedReport, is_same: bool) -> Section:
@@ -106,17 +118,17 @@ def speed_section(report: SpeedReport, is_same: bool) -> Section:
     ours, theirs = report.engine, report.reference
     lines = [
         f"Prompts of {PROMPT_LEN} tokens, {NUM_TOKENS} new tokens, float32, {torch.get_num_threads()} threads, "
-        "best of three runs; the engine in processes of its own, transformers with its cache.",
+        "best of three runs; the engine in processes of its own, transformers with its cache, a reference of our own without.",
         "",
         f"| | TTFT, ms | tokens/s, 1 request | tokens/s, {BATCH} requests |",
         "|---|---|---|---|",
         row("here", ours),
-        row("transformers", theirs),
+        row("reference", theirs),
     ]
     summary = (
-        f"TTFT {ours.ttft * 1e3:.1f} ms (transformers {theirs.ttft * 1e3:.1f}), {ours.tokens_per_second:.0f} tokens/s "
+        f"TTFT {ours.ttft * 1e3:.1f} ms (reference {theirs.ttft * 1e3:.1f}), {ours.tokens_per_second:.0f} tokens/s "
         f"({theirs.tokens_per_second:.0f})"
     )
     if not is_same:
-        summary = f"the served tokens are not those of transformers: {report.engine_ids} instead of {report.reference_ids}"
+        summary = f"the served tokens are not those of the reference: {report.engine_ids} instead of {report.reference_ids}"
     return Section("speed", is_same, summary, "\n".join(lines), dataclasses.asdict(report))

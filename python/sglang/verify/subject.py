@@ -26,8 +26,10 @@ from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
 from sglang.srt.model_executor.worker import TpWorker
+from sglang.srt.multimodal.embedding_cache import clear_mm_embedding_caches
 from sglang.srt.platforms import create_platform
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 # What lies in slots that nobody has written: large enough that reading one is seen, finite so that masking hides it.
 _POISON = 1e4
@@ -122,6 +124,10 @@ class Subject:
             model_impl=config.model_impl,
             trust_remote_code=config.trust_remote_code,
         )
+        # What model files of others may ask for when they are constructed.
+        set_global_server_args_for_scheduler(
+            ServerArgs(model_path=folder, device=config.device, page_size=config.page_size)
+        )
         runner_config = RunnerConfig(
             platform=create_platform(config.device, 0),
             attention_backend=config.attention_backend,
@@ -147,6 +153,7 @@ class Subject:
     def session(self, schedule: Schedule | None = None) -> Session:
         """A scheduler with an empty cache. One session at a time: they share the pools."""
         self._poison()
+        clear_mm_embedding_caches()
         return Session(self, schedule or Schedule())
 
     @torch.inference_mode()
@@ -191,6 +198,7 @@ class Session:
             self._mailbox,
             GrammarManager(None, model_config.vocab_size, [], "none"),
             SchedulerStats(MemoryUsage(weight=0, kvcache=0), config.max_requests),
+            subject.runner.media_intake(),
         )
 
     @property
@@ -203,12 +211,19 @@ class Session:
         return self._worker.steps
 
     def submit(
-        self, rid: str, prompt_ids: list[int], num_tokens: int, ask: LogprobAsk | None = None
+        self,
+        rid: str,
+        prompt_ids: list[int],
+        num_tokens: int,
+        ask: LogprobAsk | None = None,
+        mm_inputs: bytes | None = None,
     ) -> None:
-        """Queue a greedy request of exactly `num_tokens` new tokens."""
+        """Queue a greedy request of exactly `num_tokens` new tokens; `mm_inputs` are its packed media."""
         params = SamplingParams(temperature=0.0, max_new_tokens=num_tokens, ignore_eos=True)
         params.normalize(None)
-        message = TokenizedGenerateReq(rid=rid, input_ids=prompt_ids, sampling_params=params)
+        message = TokenizedGenerateReq(
+            rid=rid, input_ids=prompt_ids, sampling_params=params, mm_inputs=mm_inputs
+        )
         if ask is not None:
             message.return_logprob = True
             message.logprob_start_len = ask.start

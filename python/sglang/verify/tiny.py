@@ -1,7 +1,7 @@
 """Tiny random checkpoints: a config.json of a few lines becomes a folder that transformers and the engine both load.
 
-Every parameter is drawn at random: transformers' own initialisation leaves norms at one and biases at zero, so an engine that forgot
-them would still agree with the reference. The files are what `save_pretrained` writes: the published names.
+Every parameter and correction bias is drawn at random: transformers' own initialisation leaves norms at one and biases at zero, so an
+engine that forgot them would still agree with the reference. The files are what `save_pretrained` writes: the published names.
 
 A configuration is found by name in `tiny_configs/*.json`, else derived from the config class of transformers, with windows, caps and
 expert counts small enough to show within a few dozen tokens.
@@ -19,8 +19,11 @@ from typing import Any
 
 import torch
 
+from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.references import OwnReference, find_reference, save_reference
+from sglang.verify.references import build_reference as build_own_reference
 
 CONFIG_FOLDER = Path(__file__).parent / "tiny_configs"
 BASE: dict[str, Any] = {
@@ -50,6 +53,8 @@ _SHRUNK: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "shared_expert_intermediate_size": 48,
 }
+# Buffers that training adjusts and checkpoints hold: biases of the choice of experts.
+_CORRECTIONS = ("correction_bias", "expert_bias")
 _MAX_LAYERS = 8
 _MAX_PARAMETERS = 20_000_000
 
@@ -61,6 +66,7 @@ def tiny_config(name: str) -> dict[str, Any]:
     """
     if name.endswith(".json"):
         return _read(Path(name))
+    name = ARCHITECTURE_ALIASES.get(name, name)
     stored = {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.json"))}
     if name in stored:
         return _read(stored[name])
@@ -80,43 +86,52 @@ def write_config(raw: dict[str, Any], folder: Path) -> Path:
     model = build_reference(raw)
     randomise(model, seed=zlib.crc32(raw["architectures"][0].encode()))
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
     path = folder / "config.json"
-    written = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**written, "architectures": raw["architectures"]}, indent=2))
+    if isinstance(model, OwnReference):
+        save_reference(model, folder)
+        path.write_text(json.dumps(raw, indent=2))
+    else:
+        model.save_pretrained(folder)
+        written = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**written, "architectures": raw["architectures"]}, indent=2))
     write_tokenizer(folder, vocab_size=model.config.vocab_size)
     return folder
 
 
 def build_reference(raw: dict[str, Any]) -> Any:
-    """The causal language model of transformers for a config.json: float32, eager attention, its own random values.
+    """The causal language model of transformers for a config.json: float32, eager attention, its own random values; that of
+    `references` where transformers has none.
 
-    Raises ConfigError when transformers has none, or when it would not be tiny.
+    Raises ConfigError when neither has one, or when it would not be tiny.
     """
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    if find_reference(raw) is not None:
+        return build_own_reference(raw)
+    from transformers import CONFIG_MAPPING
 
     require_reference(raw)
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    auto_class = _auto_class(raw["model_type"])
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)
+        shell = auto_class.from_config(config)
     count = sum(param.numel() for param in shell.parameters())
     if count > _MAX_PARAMETERS:
         raise ConfigError(
             f"the tiny {raw['architectures'][0]} would have {count} parameters, allowed {_MAX_PARAMETERS}; "
             f"write its sizes into a file of {CONFIG_FOLDER}, or give a .json file"
         )
-    model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
-    )
+    model = auto_class.from_config(config, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
 
 
 def require_reference(raw: dict[str, Any]) -> None:
-    """Raises ConfigError when transformers has no causal language model for a config.json."""
+    """Raises ConfigError when neither transformers nor `references` has a causal language model for a config.json."""
     import transformers
 
+    if find_reference(raw) is not None:
+        return
+
     model_type = raw.get("model_type")
-    if model_type not in _generators():
+    if model_type not in _generators() and model_type not in _media_generators():
         raise ConfigError(
             f"transformers {transformers.__version__} has no causal language model for model_type {model_type!r} "
             f"({', '.join(raw.get('architectures') or ['no architectures'])}), so there is no reference to compare "
@@ -134,6 +149,9 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 param.copy_(1.0 + 0.2 * values)
             else:
                 param.copy_(values * (0.04 if "embed" in name or "wte" in name else 0.12))
+        for name, buffer in model.named_buffers():
+            if name.endswith(_CORRECTIONS):
+                buffer.copy_(0.12 * torch.randn(buffer.shape, generator=generator))
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 512) -> None:
@@ -173,6 +191,20 @@ def _generators() -> dict[str, str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+@functools.cache
+def _media_generators() -> dict[str, str]:
+    """`{model_type: architecture}` of what makes text of images and text in transformers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def _auto_class(model_type: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForCausalLM if model_type in _generators() else AutoModelForImageTextToText
 
 
 def _of_plugin(name: str) -> dict[str, Any] | None:

@@ -341,7 +341,10 @@ def test_idle_and_unknown_keywords():
 
 
 def test_registry():
-    assert isinstance(create_attention_backend("torch_native", None), TorchNativeAttnBackend)
+    config = SimpleNamespace(facts=SimpleNamespace(attention_chunk_size=8))
+    backend = create_attention_backend("torch_native", SimpleNamespace(model_config=config))
+    assert isinstance(backend, TorchNativeAttnBackend)
+    assert backend.attention_chunk_size == 8
     with pytest.raises(ValueError, match="'abacus' is not supported; supported: .*torch_native"):
         create_attention_backend("abacus", None)
     register_attention_backend("fake")(lambda runner: runner)

@@ -203,7 +203,9 @@ def test_padded_width_fills_with_zeros_only_across_ranks():
 
 
 def test_indivisible_size_is_refused():
-    with pytest.raises(ValueError, match="7 is not divisible by 2"):
+    with pytest.raises(
+        ValueError, match="tp_size=2 does not divide the output size 7 of a linear layer"
+    ):
         ColumnParallelLinear(6, 7, tp_rank=0, tp_size=2)
 
 

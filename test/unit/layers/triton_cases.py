@@ -239,9 +239,9 @@ def test_captured_cross_attention():
     world = World(case, torch.float32, "cpu")
     backend = make_backend(world)
     backend.init_cuda_graph_state(2, 2)
-    zeros = torch.zeros(2, dtype=torch.int64)
+    rows, lens, encoder_lens = torch.zeros(3, 2, dtype=torch.int64)
     backend.init_forward_metadata_capture_cuda_graph(
-        2, 2, zeros, zeros, zeros, ForwardMode.DECODE, None
+        2, 2, rows, lens, encoder_lens, ForwardMode.DECODE, None
     )
     batch = world.batch()
     backend.init_forward_metadata_replay_cuda_graph(
@@ -284,12 +284,15 @@ def test_registered_under_its_name():
     runner = SimpleNamespace(
         device=torch.device("cpu"),
         dtype=torch.float32,
-        model_config=SimpleNamespace(get_num_kv_heads=lambda tp: 2),
+        model_config=SimpleNamespace(
+            get_num_kv_heads=lambda tp: 2, facts=SimpleNamespace(attention_chunk_size=8)
+        ),
         req_to_token_pool=SimpleNamespace(max_context_len=64),
     )
     backend = create_attention_backend("triton", runner)
     assert isinstance(backend, TritonAttnBackend)
     assert (backend.num_kv_heads, backend.max_context_len) == (2, 64)
+    assert backend.attention_chunk_size == 8
     assert backend.support_triton()
     runner.dtype = torch.bfloat16
     with pytest.raises(ConfigError, match="bfloat16"):

@@ -128,6 +128,7 @@ class World:
         prefix_cache: bool = True,
         max_queued: int | None = None,
         stream_interval: int = 1,
+        **limits: float,  # further fields of SchedulerConfig
     ) -> None:
         cache = KVCacheManager(
             num_slots=num_slots,
@@ -155,6 +156,7 @@ class World:
                 vocab_size=VOCAB,
                 depth=depth,
                 max_queued=max_queued,
+                **limits,
             ),
             planner,
             OutputProcessor(planner, checker, stream_interval),

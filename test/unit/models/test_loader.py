@@ -315,7 +315,7 @@ def test_fallback_replaces_single_weights_later(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "dynamic",
         ),
-        ({"kv_lora_rank": 8}, "kv_lora_rank=8"),
+        ({"kv_lora_rank": 8}, "kv_lora_rank"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
     ],
 )

@@ -37,10 +37,6 @@ def _check_http(args: ServerArgs) -> None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} is empty; give a key or leave the flag out"
             )
-    if args.chat_template is not None and not args.chat_template.endswith(".jinja"):
-        raise ConfigError(
-            f"--chat-template {args.chat_template!r} is not implemented; give the path of a .jinja file"
-        )
 
 
 def _check_logging(args: ServerArgs) -> None:

@@ -13,19 +13,18 @@ class MultimodalArgs:
     """Multimodal input."""
 
     mm_max_concurrent_calls: int = flag(
-        32, "Media requests prepared at once.", status=ACCEPTED, tier="T2", minimum=1
+        32, "Media requests prepared at once.", tier="T2", minimum=1
     )
     mm_per_request_timeout: float = flag(
-        10.0, "Seconds to prepare the media of a request.", status=ACCEPTED, tier="T2", minimum=0.0
+        10.0, "Seconds to prepare the media of a request.", tier="T2", minimum=0.0
     )
     mm_process_config: dict = flag(
         {},
         "Processor options under image, video and audio, a JSON object.",
-        status=ACCEPTED,
         tier="T2",
     )
     limit_mm_data_per_request: dict | None = flag(
-        None, 'Items per request, as {"image": 4}.', status=ACCEPTED, tier="T2"
+        None, 'Items per request, as {"image": 4}.', tier="T2"
     )
     disable_fast_image_processor: bool = flag(
         False, "Use the slow image processor.", status=ACCEPTED, tier="T2"

@@ -75,7 +75,8 @@ class HttpArgs:
     )
     enable_cache_report: bool = flag(False, "Report cached prompt tokens in usage.")
     chat_template: str | None = flag(
-        None, "A .jinja file with the chat template; unset: the tokenizer's."
+        None,
+        "Name of a conversation template, or a .jinja or .json file; unset: by the model's path, else the tokenizer's.",
     )
     hf_chat_template_name: str | None = flag(
         None, "Which of the tokenizer's named chat templates to use.", tier="T2"

@@ -60,7 +60,7 @@ class ModelArgs:
     )
     is_embedding: bool = flag(False, "Serve a causal model as an embedder.", status=REFUSED)
     enable_multimodal: bool | None = flag(
-        None, "Accept images, video and audio; unset: as the architecture says.", status=REFUSED
+        None, "Accept images, video and audio; unset: as the architecture says."
     )
     revision: str | None = flag(None, "Branch, tag or commit on the hub.")
     model_impl: str = flag(

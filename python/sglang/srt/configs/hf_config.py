@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang.srt.configs.mla import MLAFacts, read_mla
+from sglang.srt.configs.published import usual_keys
 from sglang.srt.utils.errors import ConfigError
 
 ROPE_KINDS = (
@@ -33,6 +35,10 @@ _KEY_ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "max_seq_len": "max_position_embeddings",
     "n_positions": "max_position_embeddings",
     "n_inner": "intermediate_size",
     "ffn_hidden_size": "intermediate_size",
@@ -94,6 +100,7 @@ class ModelFacts:
     rope_per_layer_type: Mapping[str, RopeFacts]
     layer_types: tuple[str, ...]  # one per layer
     sliding_window: int | None  # HF meaning: tokens visible, the token itself included
+    attention_chunk_size: int | None  # tokens; layers of type chunked_attention see their own chunk
     attention_bias: bool
     mlp_bias: bool
     qkv_bias: bool | None  # None: the config does not say
@@ -101,6 +108,7 @@ class ModelFacts:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     quantization: Mapping[str, Any] | None
+    mla: MLAFacts | None = None  # None: keys and values of every head are cached
 
     def window_of_layer(self, layer_id: int) -> int:
         """Previous tokens a layer sees besides the token itself (`RadixAttention`'s meaning); -1 is all."""
@@ -134,6 +142,8 @@ def read_facts(config: Any) -> ModelFacts:
     the wrong length.
     """
     outer = to_mapping(config)
+    if outer is config:  # as written; a config object has the usual keys
+        outer = usual_keys(outer)
     raw = _text_mapping(outer)
     for key in _REQUIRED:
         if raw.get(key) is None:
@@ -165,6 +175,7 @@ def read_facts(config: Any) -> ModelFacts:
         rope_per_layer_type=rope_per_type,
         layer_types=_read_layer_types(raw, layers, window),
         sliding_window=window,
+        attention_chunk_size=_optional_int(raw.get("attention_chunk_size")),
         attention_bias=bool(raw.get("attention_bias") or raw.get("bias")),
         mlp_bias=bool(raw.get("mlp_bias") or raw.get("bias")),
         qkv_bias=_optional_bool(raw.get("qkv_bias", raw.get("use_qkv_bias"))),
@@ -172,6 +183,7 @@ def read_facts(config: Any) -> ModelFacts:
         bos_token_id=_optional_int(_first_of(raw.get("bos_token_id"))),
         eos_token_ids=_id_tuple(raw.get("eos_token_id", outer.get("eos_token_id"))),
         quantization=outer.get("quantization_config") or raw.get("quantization_config"),
+        mla=read_mla(raw),
     )
 
 
@@ -190,6 +202,22 @@ def require(facts: ModelFacts, model: str, **allowed: tuple[Any, ...]) -> None:
                 )
 
 
+def require_keys(config: Any, model: str, **allowed: tuple[Any, ...]) -> None:
+    """Refuse a config with a value under a key that is not among the allowed ones, e.g. `scoring_func=("sigmoid",)`.
+
+    For keys of one family that are no facts. An absent key and None pass; a list is checked element by element. Raises ConfigError.
+    """
+    raw = to_mapping(config)
+    for name, values in allowed.items():
+        value = raw.get(name)
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if one is not None and one not in values:
+                raise ConfigError(
+                    f"{model} does not implement {name}={one!r}; implemented: {list(values)}. "
+                    "Try --model-impl transformers"
+                )
+
+
 def to_mapping(config: Any) -> Mapping[str, Any]:
     """The config as a plain mapping."""
     return config if isinstance(config, Mapping) else config.to_dict()
@@ -201,7 +229,7 @@ def _text_mapping(outer: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in _TEXT_CONFIG_KEYS:
         inner = outer.get(key)
         if inner:
-            return _text_mapping(to_mapping(inner))
+            return _text_mapping(usual_keys(to_mapping(inner)))
     for old, new in _KEY_ALIASES.items():
         if raw.get(new) is None and raw.get(old) is not None:
             raw[new] = raw[old]

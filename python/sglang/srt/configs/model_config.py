@@ -6,6 +6,7 @@ imports torch) and `torch_dtype` are computed when somebody asks for them.
 
 from __future__ import annotations
 
+import enum
 import functools
 import json
 import logging
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
 from sglang.srt.configs.hf_config import ATTENTION_LAYER_TYPES, ModelFacts, read_facts
+from sglang.srt.configs.sparse_attention import get_nsa_index_head_dim as get_nsa_index_head_dim
+from sglang.srt.configs.sparse_attention import get_nsa_index_n_heads as get_nsa_index_n_heads
+from sglang.srt.configs.sparse_attention import get_nsa_index_topk as get_nsa_index_topk
+from sglang.srt.configs.sparse_attention import is_deepseek_nsa as is_deepseek_nsa
 from sglang.srt.environ import envs
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import (
@@ -38,6 +43,8 @@ _DTYPES = {
 }
 MODEL_IMPLS = ("auto", "sglang", "transformers")
 
+# Architecture and format of the quantized checkpoints whose model file turns the weights into ordinary ones.
+_UNPACKED_WHEN_LOADED = frozenset({("GptOssForCausalLM", "mxfp4")})
 # Architectures that never generate; every other one does unless the server runs with --is-embedding.
 _NON_GENERATION_ARCHS = frozenset(
     {
@@ -57,6 +64,73 @@ _NON_GENERATION_ARCHS = frozenset(
         "XLMRobertaModel",
         "XLMRobertaForSequenceClassification",
         "Gemma2ForSequenceClassification",
+    }
+)
+
+
+class AttentionArch(enum.Enum):
+    """What the cache keeps of a token."""
+
+    MLA = enum.auto()  # one latent for all heads
+    MHA = enum.auto()  # keys and values of every kv head
+
+
+# Architectures that take media; `SGLANG_EXTERNAL_MM_MODEL_ARCH` adds to them.
+multimodal_model_archs: list[str] = [
+    "CLIPModel",
+    "DeepseekOCRForCausalLM",
+    "DeepseekVL2ForCausalLM",
+    "DotsOCRForCausalLM",
+    "DotsVLMForCausalLM",
+    "Ernie4_5_VLMoeForConditionalGeneration",
+    "Gemma3ForConditionalGeneration",
+    "Gemma3nForConditionalGeneration",
+    "Glm4vForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration",
+    "GlmOcrForConditionalGeneration",
+    "InternS1ForConditionalGeneration",
+    "InternVLChatModel",
+    "InternVLForConditionalGeneration",
+    "JetVLMForConditionalGeneration",
+    "KimiVLForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralForCausalLM",
+    "LlavaNextForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+    "LlavaQwenForCausalLM",
+    "LlavaVidForCausalLM",
+    "MiniCPMO",
+    "MiniCPMV",
+    "Mistral3ForConditionalGeneration",
+    "MllamaForConditionalGeneration",
+    "MultiModalityCausalLM",
+    "NVILAForConditionalGeneration",
+    "NVILALiteForConditionalGeneration",
+    "NemotronH_Nano_VL_V2",
+    "PaddleOCRVLForConditionalGeneration",
+    "Phi4MMForCausalLM",
+    "PixtralForConditionalGeneration",
+    "PointsV15ChatModel",
+    "Qwen2AudioForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3OmniMoeForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+    "Sarashina2VisionForCausalLM",
+    "Step3VLForConditionalGeneration",
+    "YiVLForCausalLM",
+]
+# Serve text only until --enable-multimodal is given.
+_TEXT_UNLESS_ASKED = frozenset(
+    {
+        "Gemma3ForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+        "Step3VLForConditionalGeneration",
     }
 )
 
@@ -91,11 +165,12 @@ class ModelConfig:
         self.config_dict = apply_overrides(read_config_dict(model_path, revision), self.overrides)
         self.architectures = _read_architectures(model_path, self.config_dict)
         facts = self._early_facts()
-        _refuse_quantization(model_path, facts)
+        _refuse_quantization(model_path, facts, self.architectures)
         self.vocab_size = facts.vocab_size
         self.derived_context_len = facts.derived_context_len
         self.context_len = _resolve_context_len(context_length, facts.derived_context_len)
         self.is_generation = is_generation_model(self.architectures, bool(is_embedding))
+        self.is_multimodal = _takes_media(self.architectures, enable_multimodal)
         self.hf_eos_token_id = self._read_eos_token_ids(facts)
 
     @functools.cached_property
@@ -113,12 +188,26 @@ class ModelConfig:
         return read_facts(self.hf_config)
 
     @property
+    def has_mrope(self) -> bool:
+        """Whether keys are turned by three positions (time, height, width) instead of one."""
+        rope = self.facts.rope
+        return rope is not None and "mrope_section" in rope.params
+
+    @property
     def num_attention_layers(self) -> int:
         """Layers that keep keys and values."""
         return sum(kind in ATTENTION_LAYER_TYPES for kind in self.facts.layer_types)
 
+    @property
+    def attention_arch(self) -> AttentionArch:
+        """By the config's sizes: `facts.mla` has those of a latent."""
+        return AttentionArch.MHA if self.facts.mla is None else AttentionArch.MLA
+
     def get_num_kv_heads(self, tp_size: int) -> int:
-        """KV heads of one tensor-parallel rank; at least one, replicated when there are fewer than ranks."""
+        """KV heads of one tensor-parallel rank; at least one, replicated when there are fewer than ranks. A latent is
+        one head on every rank."""
+        if self.facts.mla is not None:
+            return 1
         return max(1, self.facts.num_key_value_heads // tp_size)
 
     def get_num_attention_heads(self, tp_size: int) -> int:
@@ -135,7 +224,7 @@ class ModelConfig:
         is_written = {"num_attention_heads", "num_key_value_heads"} <= written.keys()
         facts = self._early_facts() if is_written else self.facts
         _check_heads(facts, tp_size)
-        kv_heads = facts.num_key_value_heads
+        kv_heads = 1 if facts.mla is not None else facts.num_key_value_heads
         if kv_heads % tp_size and tp_size % kv_heads:
             raise ConfigError(
                 f"tp_size={tp_size} neither divides the model's {kv_heads} KV heads nor is a multiple of them"
@@ -186,6 +275,19 @@ def is_generation_model(architectures: Iterable[str], is_embedding: bool) -> boo
     return not is_embedding and not any(name in _NON_GENERATION_ARCHS for name in architectures)
 
 
+def is_multimodal_model(architectures: Iterable[str]) -> bool:
+    """Whether an architecture is one that can take images, video or audio."""
+    known = {*multimodal_model_archs, *envs.SGLANG_EXTERNAL_MM_MODEL_ARCH.get()}
+    return any(name in known for name in architectures)
+
+
+def _takes_media(architectures: tuple[str, ...], asked: bool | None) -> bool:
+    """The flag where it is given, else what the architecture does by default."""
+    if asked is None:
+        asked = not any(name in _TEXT_UNLESS_ASKED for name in architectures)
+    return asked and is_multimodal_model(architectures)
+
+
 def _checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} is not supported; allowed: {', '.join(allowed)}")
@@ -214,9 +316,13 @@ def _read_architectures(model_path: str, config_dict: dict[str, Any]) -> tuple[s
     return tuple(ARCHITECTURE_ALIASES.get(name, name) for name in names)
 
 
-def _refuse_quantization(model_path: str, facts: ModelFacts) -> None:
+def _refuse_quantization(
+    model_path: str, facts: ModelFacts, architectures: tuple[str, ...]
+) -> None:
     if facts.quantization:
         method = facts.quantization.get("quant_method", "unknown")
+        if (architectures[0], method) in _UNPACKED_WHEN_LOADED:
+            return
         raise ConfigError(
             f"model {model_path!r} is quantized (quantization_config.quant_method={method!r}), which is "
             "not supported yet; use an unquantized checkpoint"

@@ -35,6 +35,8 @@ from sglang.srt.utils.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 
+# Seconds that one compilation may take, unless the server says otherwise.
+COMPILE_TIMEOUT = 10.0
 _MAX_QUEUED = 1024
 _MAX_CACHE_BYTES = 512 << 20
 # A time limit may have been missed because the machine was busy, so this verdict is not final.
@@ -71,7 +73,7 @@ class GrammarManager:
         backend: str = "xgrammar",
         *,
         options: GrammarOptions | None = None,
-        compile_timeout: float = 10.0,
+        compile_timeout: float = COMPILE_TIMEOUT,
         queue_timeout: float = 50.0,
         cache_size: int = 256,
     ) -> None:

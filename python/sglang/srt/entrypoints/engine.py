@@ -239,7 +239,7 @@ class Engine:
         _refuse_unsupported(arguments)
         values = {field.name: arguments[field.name] for field in _REQUEST_FIELDS}
         return self.tokenizer_manager.generate_request(
-            GenerateReqInput(text=arguments["prompt"], **values)
+            GenerateReqInput(text=arguments["prompt"], media_is_local=True, **values)
         )
 
 
@@ -253,7 +253,7 @@ _UNSUPPORTED = (
     "bootstrap_room",
     "session_params",
 )
-_NOT_ARGUMENTS = ("text", "input_embeds", "extra_key", "log_metrics")
+_NOT_ARGUMENTS = ("text", "input_embeds", "extra_key", "log_metrics", "media_is_local")
 _REQUEST_FIELDS = [f for f in dataclasses.fields(GenerateReqInput) if f.name not in _NOT_ARGUMENTS]
 
 

@@ -19,6 +19,7 @@ from sglang.srt.entrypoints.scheduler_processes import (
 from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.media_front import MediaFront
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import PortArgs, ServerArgs
@@ -126,6 +127,7 @@ def _build_manager(
 
     tokenizer = None if server_args.skip_tokenizer_init else _load_tokenizer(server_args)
     model_config = _read_model_config(server_args)
+    media = _build_media(server_args, model_config, tokenizer)
     info = client.wait_ready(processes.check_alive)
     build = manager_class or TokenizerManager
     manager = build(
@@ -136,6 +138,7 @@ def _build_manager(
         model_config,
         FrontMetrics.from_server_args(server_args),
         RequestLogger.from_server_args(server_args),
+        **({} if media is None else {"media": media}),
     )
     return manager, info
 
@@ -149,6 +152,27 @@ def _load_tokenizer(server_args: ServerArgs) -> Any:
         trust_remote_code=server_args.trust_remote_code,
         tokenizer_revision=server_args.revision,
     )
+
+
+def _build_media(
+    server_args: ServerArgs, model_config: Mapping[str, Any], tokenizer: Any
+) -> MediaFront | None:
+    """What prepares media, for models that take them; a text model imports none of it."""
+    from sglang.srt.configs.model_config import ModelConfig, is_multimodal_model
+
+    may_take_media = is_multimodal_model(model_config.get("architectures") or ())
+    if tokenizer is None or not may_take_media:
+        return None
+    from sglang.srt.managers.media_front import MediaFront
+
+    config = ModelConfig(
+        str(server_args.model_path),
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.revision,
+        model_override_args=server_args.json_model_override_args,
+        enable_multimodal=server_args.enable_multimodal,
+    )
+    return MediaFront.build(server_args, config, tokenizer)
 
 
 def _read_model_config(server_args: ServerArgs) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from sglang.srt.distributed import (
 )
 from sglang.srt.layers.parameter import mark_filled
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.layers.utils import MultiPlatformOp
 from sglang.srt.layers.weight_placement import copy_into, slice_for_rank
 from sglang.srt.utils import set_weight_attrs
@@ -27,6 +28,10 @@ class SiluAndMul(MultiPlatformOp):
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
+
+    def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in one kernel."""
+        return _run_gated(x, "silu") if _suits_kernel(x) else self.forward_native(x)
 
 
 class GeluAndMul(MultiPlatformOp):
@@ -41,6 +46,11 @@ class GeluAndMul(MultiPlatformOp):
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
         return F.gelu(gate, approximate=self.approximate).mul_(up)
+
+    def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in one kernel."""
+        name = "gelu_tanh" if self.approximate == "tanh" else "gelu"
+        return _run_gated(x, name) if _suits_kernel(x) else self.forward_native(x)
 
 
 class NewGELU(MultiPlatformOp):
@@ -68,8 +78,9 @@ class XIELU(MultiPlatformOp):
     """The expanded integral of ELU (arXiv 2411.13010) with two learned slopes.
 
     `x > 0`: `a_p x^2 + beta x`; else `a_n (expm1(min(x, eps)) - x) + beta x`, where `a_p =
-    softplus(alpha_p)` and `a_n = beta + softplus(alpha_n)`. `with_vector_loads` is a hint to
-    kernels.
+    softplus(alpha_p)` and `a_n = beta + softplus(alpha_n)`. The slopes have `dtype`, or the default
+    dtype where that is float32 or wider, so that a float32 model is not rounded.
+    `with_vector_loads` is a hint to kernels.
     """
 
     def __init__(
@@ -82,6 +93,8 @@ class XIELU(MultiPlatformOp):
         with_vector_loads: bool = False,
     ) -> None:
         super().__init__()
+        if torch.finfo(torch.get_default_dtype()).bits > torch.finfo(dtype).bits:
+            dtype = torch.get_default_dtype()
         self.alpha_p = _slope(alpha_p_init, dtype)
         self.alpha_n = _slope(alpha_n_init - beta, dtype)
         # Checkpoints hold these two as well.
@@ -136,6 +149,7 @@ _FACTORIES = {
     "gelu": nn.GELU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "gelu_new": NewGELU,
+    "quick_gelu": QuickGELU,
     "relu2": ReLU2,
 }
 
@@ -172,6 +186,16 @@ def _find_activation(name: str) -> nn.Module:
     if name not in _ACTIVATIONS:
         _ACTIVATIONS[name] = _FACTORIES[name]()
     return _ACTIVATIONS[name]
+
+
+def _suits_kernel(x: torch.Tensor) -> bool:
+    return x.is_cuda and has_triton()
+
+
+def _run_gated(x: torch.Tensor, name: str) -> torch.Tensor:
+    from sglang.srt.layers.triton_ops.gated import gated_activation
+
+    return gated_activation(x, name)
 
 
 def _slope(value: float, dtype: torch.dtype) -> nn.Parameter:

@@ -6,8 +6,9 @@ holds all tokens, attention's output is a partial sum (its `o_proj` is built wit
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,33 @@ class LayerCommunicator:
     def should_fuse_mlp_allreduce_with_next_layer(self, forward_batch: ForwardBatch) -> bool:
         """Whether the MLP leaves its sum over ranks to the next layer; it does not."""
         return False
+
+
+class AttnTpContext:
+    """Whether the input of attention is scattered over its ranks. Compatibility: it never is, so nothing is kept here."""
+
+    input_scattered = False
+
+    def init_context(self, q_lora_rank: int | None, is_nsa: bool) -> None:
+        """Nothing to set up."""
+
+    @contextlib.contextmanager
+    def maybe_input_scattered(self, forward_batch: ForwardBatch) -> Iterator[None]:
+        """Around the layers of a model."""
+        yield
+
+    def fetch_qkv_latent(self) -> torch.Tensor:
+        raise ValueError("there is no latent to fetch: the input of attention is not scattered")
+
+    def fetch_hidden_states(self) -> torch.Tensor:
+        raise ValueError("there is no input to fetch: the input of attention is not scattered")
+
+
+_ATTN_TP_CONTEXT = AttnTpContext()
+
+
+def get_attn_tp_context() -> AttnTpContext:
+    return _ATTN_TP_CONTEXT
 
 
 def enable_moe_dense_fully_dp() -> bool:

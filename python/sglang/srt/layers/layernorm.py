@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sglang.srt.layers.triton_ops import MAX_NORM_WIDTH, has_triton
 from sglang.srt.layers.utils import MultiPlatformOp
 
 NormOutput = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -65,6 +66,37 @@ class RMSNorm(MultiPlatformOp):
         x, residual = _add_residual(x, residual, post_residual_addition, self.fp32_residual)
         return self._normalize(x, dtype), residual
 
+    def forward_cuda(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        post_residual_addition: torch.Tensor | None = None,
+    ) -> NormOutput:
+        """The same in one kernel; the rarer options go through plain torch."""
+        is_plain = (
+            self.var_hidden_size is None
+            and self.override_orig_dtype is None
+            and post_residual_addition is None
+            and not (self.fp32_residual and residual is not None)
+            # torch widens a 16-bit value times a float32 weight
+            and not (self.cast_x_before_out_mul and self.weight.dtype != x.dtype)
+        )
+        if not is_plain or not _suits_kernel(x, residual):
+            return self.forward_native(x, residual, post_residual_addition)
+        from sglang.srt.layers.triton_ops.norm import rms_norm
+
+        weight = self.weight if self.has_weight else None
+        return _as_output(
+            rms_norm(
+                x,
+                weight,
+                self.variance_epsilon,
+                residual,
+                round_before_weight=self.cast_x_before_out_mul,
+            ),
+            residual,
+        )
+
     def forward_with_allreduce_fusion(
         self,
         x: torch.Tensor,
@@ -106,6 +138,20 @@ class GemmaRMSNorm(MultiPlatformOp):
         x, residual = _add_residual(x, residual, post_residual_addition, False)
         return _gemma_norm(x, self.weight, self.variance_epsilon), residual
 
+    def forward_cuda(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        post_residual_addition: torch.Tensor | None = None,
+    ) -> NormOutput:
+        """The same in one kernel."""
+        if post_residual_addition is not None or not _suits_kernel(x, residual):
+            return self.forward_native(x, residual, post_residual_addition)
+        from sglang.srt.layers.triton_ops.norm import rms_norm
+
+        normed = rms_norm(x, self.weight, self.variance_epsilon, residual, weight_offset=1.0)
+        return _as_output(normed, residual)
+
 
 class Gemma3RMSNorm(MultiPlatformOp):
     """Gemma's norm over any last dimension, without residual (heads of q and k too)."""
@@ -117,6 +163,14 @@ class Gemma3RMSNorm(MultiPlatformOp):
 
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         return _gemma_norm(x, self.weight, self.eps)
+
+    def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in one kernel."""
+        if not _suits_kernel(x, None):
+            return self.forward_native(x)
+        from sglang.srt.layers.triton_ops.norm import rms_norm
+
+        return rms_norm(x, self.weight, self.eps, weight_offset=1.0)[0]
 
 
 class LayerNorm(MultiPlatformOp):
@@ -158,6 +212,19 @@ def rms_normalize(x: torch.Tensor, eps: float, var_size: int | None = None) -> t
 
 def _gemma_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return rms_normalize(x, eps).mul_(weight.float() + 1.0).to(x.dtype)
+
+
+def _suits_kernel(x: torch.Tensor, residual: torch.Tensor | None) -> bool:
+    """Can the kernel of a GPU norm these rows?"""
+    if residual is not None and (residual.dtype != x.dtype or residual.shape != x.shape):
+        return False
+    return x.is_cuda and x.shape[-1] <= MAX_NORM_WIDTH and has_triton()
+
+
+def _as_output(
+    normed: tuple[torch.Tensor, torch.Tensor], residual: torch.Tensor | None
+) -> NormOutput:
+    return normed[0] if residual is None else normed
 
 
 def _add_residual(

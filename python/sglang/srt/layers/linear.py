@@ -13,7 +13,6 @@ import torch
 from torch.nn import Parameter
 
 from sglang.srt.distributed import (
-    divide,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     split_tensor_along_last_dim,
@@ -31,10 +30,14 @@ from sglang.srt.layers.weight_placement import (
     slice_for_rank,
 )
 from sglang.srt.utils import set_weight_attrs
+from sglang.srt.utils.errors import ConfigError
 
 
 class LinearBase(torch.nn.Module):
     """Sizes, dtype and the method that stores and applies the weight."""
+
+    # Whether the output's rows must lie in memory one after the other; see `matmul.linear`.
+    needs_rows = True
 
     def __init__(
         self,
@@ -163,9 +166,11 @@ class ColumnParallelLinear(LinearBase):
         self.tp_rank, self.tp_size = _resolve_ranks(tp_rank, tp_size)
         self.gather_output = gather_output
         self.use_presharded_weights = use_presharded_weights
-        self.output_size_per_partition = divide(output_size, self.tp_size)
         parts = output_sizes or [output_size]
-        self.output_partition_sizes = [divide(size, self.tp_size) for size in parts]
+        self.output_partition_sizes = [
+            _cut(size, self.tp_size, "output size", prefix) for size in parts
+        ]
+        self.output_size_per_partition = _cut(output_size, self.tp_size, "output size", prefix)
         self._create_parameters(
             input_size,
             self.output_partition_sizes,
@@ -213,6 +218,7 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
         use_presharded_weights: bool = False,
     ) -> None:
         self.output_sizes = output_sizes
+        self.needs_rows = gather_output
         super().__init__(
             input_size,
             sum(output_sizes),
@@ -300,12 +306,12 @@ class QKVParallelLinear(ColumnParallelLinear):
         self.v_head_size = head_size if v_head_size is None else v_head_size
         self.total_num_heads = total_num_heads
         self.total_num_kv_heads = total_num_kv_heads or total_num_heads
-        self.num_heads = divide(total_num_heads, tp_size)
+        self.num_heads = _cut(total_num_heads, tp_size, "number of heads", prefix)
         if tp_size >= self.total_num_kv_heads:
             self.num_kv_heads = 1
-            self.num_kv_head_replicas = divide(tp_size, self.total_num_kv_heads)
+            self.num_kv_head_replicas = _replicas(tp_size, self.total_num_kv_heads, prefix)
         else:
-            self.num_kv_heads = divide(self.total_num_kv_heads, tp_size)
+            self.num_kv_heads = _cut(self.total_num_kv_heads, tp_size, "number of kv heads", prefix)
             self.num_kv_head_replicas = 1
         self.q_proj_shard_size = self.num_heads * head_size
         self.kv_proj_shard_size = self.num_kv_heads * head_size
@@ -406,7 +412,7 @@ class RowParallelLinear(LinearBase):
         self.reduce_results = reduce_results
         self.use_presharded_weights = use_presharded_weights
         self.use_dp_attention_reduce = use_dp_attention_reduce
-        self.input_size_per_partition = divide(input_size, self.tp_size)
+        self.input_size_per_partition = _cut(input_size, self.tp_size, "input size", prefix)
         self._create_parameters(self.input_size_per_partition, [output_size], bias)
 
     def weight_loader(self, param: Parameter, loaded_weight: torch.Tensor) -> None:
@@ -465,7 +471,9 @@ class MergedColumnParallelRepeatedLinear(LinearBase):
         super().__init__(input_size, output_size, skip_bias_add, params_dtype, quant_config, prefix)
         self.tp_rank, self.tp_size = _resolve_ranks(None, None)
         self.num_column_parts = len(column_output_sizes)
-        self.output_partition_sizes = [divide(size, self.tp_size) for size in column_output_sizes]
+        self.output_partition_sizes = [
+            _cut(size, self.tp_size, "output size", prefix) for size in column_output_sizes
+        ]
         self.output_partition_sizes += repeated_output_sizes
         shards: list[ShardId] = list(range(len(self.output_partition_sizes)))
         self._create_parameters(input_size, self.output_partition_sizes, False, shards)
@@ -497,7 +505,7 @@ class ColumnParallelBatchedLinear(torch.nn.Module):
     def __init__(self, batch: int, input_size: int, output_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.tp_rank, self.tp_size = _resolve_ranks(None, None)
-        shape = (batch, divide(output_size, self.tp_size), input_size)
+        shape = (batch, _cut(output_size, self.tp_size, "output size", ""), input_size)
         self.weight = Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
         set_weight_attrs(self.weight, {"output_dim": 1, "weight_loader": self.weight_loader})
         expect_shards([self.weight], range(batch))
@@ -527,6 +535,26 @@ def _choose_method(
             f"{type(layer).__name__}; it must name one, UnquantizedLinearMethod for layers it skips"
         )
     return method
+
+
+def _cut(size: int, tp_size: int, what: str, prefix: str) -> int:
+    """A rank's part. Raises ConfigError naming the layer and both numbers when there is a remainder."""
+    if size % tp_size != 0:
+        raise ConfigError(
+            f"tp_size={tp_size} does not divide the {what} {size} of {prefix or 'a linear layer'}; "
+            "choose a tensor parallel size that does"
+        )
+    return size // tp_size
+
+
+def _replicas(tp_size: int, num_kv_heads: int, prefix: str) -> int:
+    """How many ranks hold each kv head. Raises ConfigError naming both numbers when it is not whole."""
+    if tp_size % num_kv_heads != 0:
+        raise ConfigError(
+            f"tp_size={tp_size} is no multiple of the {num_kv_heads} kv heads of {prefix or 'a linear layer'}; "
+            "choose one that is, or that divides them"
+        )
+    return tp_size // num_kv_heads
 
 
 def _resolve_ranks(tp_rank: int | None, tp_size: int | None) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs
 from sglang.srt.sampling.sampling_batch import (
     GrammarMask,
@@ -41,6 +42,7 @@ class Sampler(nn.Module):
         self._seed = seed
         self._return_original_logprob = return_original_logprob
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._num_draws = 0
 
     @torch.no_grad()
     def forward(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
@@ -54,6 +56,8 @@ class Sampler(nn.Module):
         Nothing here waits for the device.
         """
         _edit_logits(logits, batch)
+        if self._suits_kernel(logits, batch):
+            return self._choose(logits, batch)
         best, greedy_ids = logits.max(dim=-1)  # a NaN is its row's maximum
         columns = batch.columns
         logprobs = None
@@ -72,6 +76,35 @@ class Sampler(nn.Module):
         if columns.penalties is not None:
             columns.penalties.record(next_ids)
         return SampleOutput(next_ids=next_ids, bad=~torch.isfinite(best), logprobs=logprobs)
+
+    def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
+        """Can a GPU choose in one pass over the logits? Filters, seeds and logprobs take the general way."""
+        columns = batch.columns
+        if not logits.is_cuda or batch.logprobs is not None or not has_triton():
+            return False
+        is_filtered = columns.needs_top_k or columns.needs_top_p or columns.needs_min_p
+        return columns.all_greedy or not (is_filtered or columns.seeded_list)
+
+    def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
+        from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
+
+        columns = batch.columns
+        draw = None
+        if not columns.all_greedy:
+            assert columns.top_k is not None, "a batch that is drawn from has its columns"
+            self._num_draws += 1
+            draw = Draw(columns.temperature, columns.top_k, self._draw_seed())
+        next_ids, bad = choose_tokens(logits, draw)
+        if columns.penalties is not None:
+            columns.penalties.record(next_ids)
+        return SampleOutput(next_ids=next_ids, bad=bad, logprobs=None)
+
+    def _draw_seed(self) -> int:
+        """A seed for every step, 31 bits: a counter would make neighbouring starts draw alike."""
+        mixed = (self._seed * 0x9E3779B97F4A7C15 + self._num_draws) & _MASK64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
+        return (mixed ^ (mixed >> 31)) & 0x7FFFFFFF
 
     def _logprob_logits(
         self, logits: torch.Tensor, request: LogprobRequest, columns: SamplingColumns
@@ -138,6 +171,11 @@ class Sampler(nn.Module):
         return generator
 
 
+def create_sampler() -> Sampler:
+    """A sampler with the default settings, for model files that hold one."""
+    return Sampler()
+
+
 @dataclasses.dataclass
 class SampleOutput:
     """Result of one step, on the device."""
@@ -200,6 +238,7 @@ def seeded_noise(
 
 
 _MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

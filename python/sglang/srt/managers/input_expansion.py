@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.media_input import PromptMedia, media_of_prompts
 from sglang.srt.utils.errors import RequestError
 
 # One call may ask for so many samples (prompts times n): enough for an offline run, too few to fill the memory of the front.
@@ -32,6 +33,7 @@ class PromptInput:
     top_logprobs_num: int
     token_ids_logprob: list[int] | None
     extra_key: str | None
+    media: PromptMedia | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,6 +96,7 @@ class _Columns:
         self.top_logprobs_num = column("top_logprobs_num", 0, int)
         self.extra_key = column("extra_key", None, str)
         self.token_ids_logprob = _spread_ids(obj.token_ids_logprob, size, is_list)
+        self.media = media_of_prompts(obj, size, is_list)
 
     def prompt(
         self, i: int, text: str | None, ids: list[int] | None, preferred: Mapping[str, Any]
@@ -109,21 +112,13 @@ class _Columns:
             top_logprobs_num=self.top_logprobs_num[i],
             token_ids_logprob=self.token_ids_logprob[i],
             extra_key=self.extra_key[i],
+            media=self.media[i],
         )
 
 
 def _refuse_unsupported(obj: GenerateReqInput) -> None:
     if obj.input_embeds is not None:
         raise RequestError("input_embeds is not supported; give text or input_ids")
-    for name in ("image_data", "video_data", "audio_data"):
-        if _has_media(getattr(obj, name)):
-            raise RequestError(f"{name} was given, but the model being served takes text only")
-
-
-def _has_media(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_has_media(item) for item in value)
-    return value is not None
 
 
 def _prompts(obj: GenerateReqInput) -> tuple[list[str] | None, list[list[int]] | None, bool]:

@@ -34,6 +34,7 @@ class GenerateReqInput:
     priority: int | None = None
     extra_key: str | list[str] | None = None
     log_metrics: bool = True
+    media_is_local: bool = False  # media may name any file; only `Engine` sets it
 
 
 @dataclasses.dataclass
@@ -69,6 +70,7 @@ class TokenizedGenerateReq(Message):
     top_logprobs_num: int = 0
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None
+    mm_inputs: bytes | None = None  # a processor's result, packed by `multimodal.transport`
     received_ts: float = 0.0  # time.monotonic of the front; both processes share the clock
 
 

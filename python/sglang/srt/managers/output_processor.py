@@ -67,7 +67,7 @@ class OutputProcessor:
         self.finish(req, stop.reason)
 
     def _share_prefix(self, req: Req) -> None:
-        self._cache.commit_prefix(req.handle, req.computed_ids())
+        self._cache.commit_prefix(req.handle, req.computed_keys())
         if req.num_computed >= req.num_fill:
             self._planner.shared.discard(req)
 
@@ -87,7 +87,7 @@ class OutputProcessor:
 
     def _release_if_idle(self, req: Req) -> None:
         if req.num_in_flight == 0 and req.cache is not None:
-            self._cache.close(req.cache, req.computed_ids())
+            self._cache.close(req.cache, req.computed_keys())
             req.cache = None
 
     # --- reports

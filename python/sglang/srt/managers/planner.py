@@ -112,7 +112,7 @@ class Planner:
         """Give back the row and slots of `req`; it waits at the head of the queue to be computed again."""
         assert req.num_in_flight == 0, f"request {req.rid} has a step in flight"
         self.drop(req)
-        self.cache.close(req.handle, req.computed_ids())
+        self.cache.close(req.handle, req.computed_keys())
         req.reset_for_retraction()
         self.waiting.prepend([req])
         self.num_retracted += 1
@@ -144,7 +144,9 @@ class Planner:
             if self.shared.worth_waiting(req, cache):
                 continue
             fill = req.prompt_len + len(req.output_ids)
-            handle = cache.open(req.fill_ids(), req.extra_key, req.prefix_limit())
+            handle = cache.open(
+                req.fill_keys(), req.extra_key, req.prefix_limit(), fill + req.num_remaining
+            )
             if handle is None:
                 return
             need = fill - handle.num_cached_at_open + self.ratio.reserve(req) + cache.page_size
@@ -181,13 +183,18 @@ class Planner:
         if slots is None:
             return False
         if req.needs_setup:
-            step.plan.setups.append(req.make_setup())
+            self._add_setup(req, step.plan)
         step.plan.works.append(req.make_work(num_tokens, slots))
         step.reqs.append(req)
         if not req.is_prefilling:
             self.prefilling.remove(req)
             self.running.append(req)
         return num_tokens == left
+
+    def _add_setup(self, req: Req, plan: StepPlan) -> None:
+        """Bind the row to the request, and make every rank forget the media of the row's last request."""
+        plan.setups.append(req.make_setup())
+        plan.media[req.handle.row] = None if req.media is None else req.media.sent
 
     # --- decode
 

@@ -17,6 +17,7 @@ from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
 if TYPE_CHECKING:
     from sglang.srt.constrained.base import GrammarMatcher
     from sglang.srt.mem_cache.kv_cache_manager import RequestCache
+    from sglang.srt.multimodal.intake import RequestMedia
 
 
 class Req:
@@ -37,6 +38,7 @@ class Req:
         self.top_logprobs_num = source.top_logprobs_num
         self.token_ids_logprob = source.token_ids_logprob
         self.extra_key = source.extra_key
+        self.media: RequestMedia | None = None
         self.received_ts = source.received_ts or time.monotonic()
         self.admitted_ts = 0.0
 
@@ -58,7 +60,7 @@ class Req:
         self.num_sent = 0  # output ids already reported
         self.logprobs = LogprobChunk()
         self.input_logprobs_done = False
-        self._prompt_array: np.ndarray | None = None
+        self._key_array: np.ndarray | None = None
 
     @property
     def handle(self) -> RequestCache:
@@ -94,20 +96,29 @@ class Req:
         return max(self.max_new_tokens - len(self.output_ids), 0)
 
     @property
-    def prompt_array(self) -> np.ndarray:
-        """The prompt as int64, for vectorised comparison."""
-        if self._prompt_array is None:
-            self._prompt_array = np.asarray(self.prompt_ids, dtype=np.int64)
-        return self._prompt_array
+    def prompt_keys(self) -> list[int]:
+        """What the prefix cache compares: the prompt's ids, with digests of the content where media are."""
+        return self.prompt_ids if self.media is None else self.media.keys
+
+    @property
+    def key_array(self) -> np.ndarray:
+        """The prompt's keys as int64, for vectorised comparison."""
+        if self._key_array is None:
+            self._key_array = np.asarray(self.prompt_keys, dtype=np.int64)
+        return self._key_array
 
     def fill_ids(self) -> list[int]:
         return self.prompt_ids + self.output_ids if self.output_ids else self.prompt_ids
 
-    def computed_ids(self) -> list[int]:
-        """Tokens whose KV entries are valid, in order."""
+    def fill_keys(self) -> list[int]:
+        """Cache keys of everything that a prefill computes."""
+        return self.prompt_keys + self.output_ids if self.output_ids else self.prompt_keys
+
+    def computed_keys(self) -> list[int]:
+        """Cache keys of the positions whose KV entries are valid, in order."""
         if self.num_computed <= len(self.prompt_ids):
-            return self.prompt_ids[: self.num_computed]
-        return self.prompt_ids + self.output_ids[: self.num_computed - len(self.prompt_ids)]
+            return self.prompt_keys[: self.num_computed]
+        return self.prompt_keys + self.output_ids[: self.num_computed - len(self.prompt_ids)]
 
     def prefix_limit(self) -> int:
         """How many leading tokens may come from the prefix cache.

@@ -46,10 +46,23 @@ class RequestValidator:
         self._tokenizer = tokenizer
         self._allow_auto_truncate = allow_auto_truncate
 
+    @property
+    def max_input_len(self) -> int:
+        """Tokens that a prompt may have."""
+        return min(self._limits.max_req_input_len, self._limits.context_len - 1)
+
     def build(
-        self, prompt: PromptInput, input_ids: list[int], stream: bool, received_ts: float
+        self,
+        prompt: PromptInput,
+        input_ids: list[int],
+        stream: bool,
+        received_ts: float,
+        mm_inputs: bytes | None = None,
     ) -> TokenizedGenerateReq:
-        """The checked request of one prompt (its first sample, when there are several)."""
+        """The checked request of one prompt (its first sample, when there are several).
+
+        `mm_inputs` are its packed media, whose places in `input_ids` are counted already.
+        """
         input_ids = self._checked_ids(input_ids)
         params = self._sampling_params(prompt, len(input_ids))
         return TokenizedGenerateReq(
@@ -62,17 +75,22 @@ class RequestValidator:
             top_logprobs_num=self._top_logprobs(prompt),
             token_ids_logprob=self._token_ids_logprob(prompt),
             extra_key=prompt.extra_key,
+            mm_inputs=mm_inputs,
             received_ts=received_ts,
         )
 
     # --- the prompt
 
-    def _checked_ids(self, ids: list[int]) -> list[int]:
+    def check_ids(self, ids: list[int]) -> None:
+        """Raises RequestError for what is no token of the vocabulary, or none at all."""
         if not ids:
             raise RequestError("the prompt is empty; give at least one token")
         _check_token_ids("input_ids", ids, self._limits.vocab_size)
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        self.check_ids(ids)
         context_len = self._limits.context_len
-        longest = min(self._limits.max_req_input_len, context_len - 1)
+        longest = self.max_input_len
         if len(ids) <= longest:
             return ids
         if self._allow_auto_truncate and longest > 0:

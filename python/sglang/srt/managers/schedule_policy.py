@@ -54,7 +54,7 @@ class WaitingQueue:
 
 
 def cached_prefix_len(req: Req, cache: KVCacheManager) -> int:
-    return cache.match(req.fill_ids(), req.extra_key, req.prefix_limit())
+    return cache.match(req.fill_keys(), req.extra_key, req.prefix_limit())
 
 
 class SharedPrefixes:
@@ -77,14 +77,14 @@ class SharedPrefixes:
         if other is None or other is req or len(req.prompt_ids) < MIN_SHARED_PREFIX:
             return False
         limit = min(req.prefix_limit(), other.prompt_len)
-        mine, theirs = req.prompt_array[:limit], other.prompt_array[:limit]
+        mine, theirs = req.key_array[:limit], other.key_array[:limit]
         differs = (mine != theirs).nonzero()[0]
         common = int(differs[0]) if len(differs) else limit
         return common - cached_prefix_len(req, cache) >= MIN_SHARED_PREFIX
 
     @staticmethod
     def _key(req: Req) -> tuple:
-        return (req.extra_key, *req.prompt_ids[:MIN_SHARED_PREFIX])
+        return (req.extra_key, *req.prompt_keys[:MIN_SHARED_PREFIX])
 
 
 class NewTokenRatio:

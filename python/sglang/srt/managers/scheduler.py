@@ -18,7 +18,6 @@ import numpy as np
 
 from sglang.srt.constrained.base import mask_words
 from sglang.srt.constrained.grammar_manager import GrammarFuture, GrammarManager
-from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import (
     AbortReq,
     FinishReason,
@@ -34,6 +33,7 @@ from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_plan import StepPlan, StepResult
+from sglang.srt.multimodal.intake import MediaIntake
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.errors import RequestError
 
@@ -75,7 +75,11 @@ class SchedulerConfig:
     depth: int = 0
     max_queued: int | None = None
     decode_log_interval: int = 40
-    idle_wait: float = 1.0
+    idle_wait: float = 1.0  # seconds
+    grammar_poll_interval: float = 0.005  # seconds between looks at the compiler while nothing runs
+    waiting_timeout: float = -1.0  # seconds; 0 and below: no limit
+    running_timeout: float = -1.0
+    retract_interval: int = 0  # fault injection: steps between forced retractions; 0: none
 
 
 class Scheduler:
@@ -90,6 +94,7 @@ class Scheduler:
         mailbox: Mailbox,
         grammars: GrammarManager,
         stats: SchedulerStats,
+        media: MediaIntake | None = None,  # None: the model takes text only
     ) -> None:
         self.config = config
         self.planner = planner
@@ -99,6 +104,7 @@ class Scheduler:
         self.mailbox = mailbox
         self.grammars = grammars
         self.stats = stats
+        self.media = media
         self.in_flight: deque[tuple[PlannedStep, Launched]] = deque()
         self.by_rid: dict[str, Req] = {}
         self.compiling: dict[
@@ -107,6 +113,7 @@ class Scheduler:
         self._stopping = False
         self._steps = 0
         self._audited = False
+        self._idle_turns = 0  # without a message in between
 
     # --- the loop
 
@@ -131,7 +138,7 @@ class Scheduler:
             self._commit_oldest()
         self._reply()
         if not worked and not self._audited:
-            self._audit_idle()
+            self._on_idle_turn()
         return worked
 
     @property
@@ -139,7 +146,7 @@ class Scheduler:
         return bool(self.in_flight or self.planner.num_with_rows or len(self.planner.waiting))
 
     def _idle_wait(self) -> float:
-        return envs.SGLANG_GRAMMAR_POLL_INTERVAL.get() if self.compiling else self.config.idle_wait
+        return self.config.grammar_poll_interval if self.compiling else self.config.idle_wait
 
     def _plan(self) -> PlannedStep | None:
         planner = self.planner
@@ -172,10 +179,10 @@ class Scheduler:
 
     def _retract_for_test(self) -> None:
         """Fault injection: take a row back every few steps although memory is left."""
-        if not envs.SGLANG_TEST_RETRACT.get():
+        interval = self.config.retract_interval
+        if not interval or self._steps == 0 or self._steps % interval:
             return
-        interval = envs.SGLANG_TEST_RETRACT_INTERVAL.get()
-        if self._steps == 0 or self._steps % interval or len(self.planner.running) < 2:
+        if len(self.planner.running) < 2:
             return
         self._steps += 1  # not again before a step has been planned
         self._drain()
@@ -214,10 +221,13 @@ class Scheduler:
                 self.by_rid.pop(output.rid, None)
         self.mailbox.send(batch)
 
-    def _audit_idle(self) -> None:
-        self._audited = True
+    def _on_idle_turn(self) -> None:
+        """Audit once a whole wait has passed without a message: it takes milliseconds that the next request would wait."""
+        self._idle_turns += 1
         self.planner.ratio.reset()
-        self.check()
+        if self._idle_turns > 1:
+            self._audited = True
+            self.check()
 
     def check(self) -> None:
         """Audit all state; raises AssertionError naming what is wrong."""
@@ -234,6 +244,7 @@ class Scheduler:
         """Take everything that has arrived; waits up to `timeout` seconds for the first message."""
         for message in self.mailbox.receive(timeout):
             self._audited = False
+            self._idle_turns = 0
             self._dispatch(message)
 
     def _dispatch(self, message: Any) -> None:
@@ -270,10 +281,35 @@ class Scheduler:
             )
         elif self.config.max_queued is not None and self._num_queued >= self.config.max_queued:
             self._refuse(req, "The request queue is full.", 503)
+        elif source.mm_inputs is not None and not self._take_media(req, source.mm_inputs):
+            return
         elif req.sampling_params.has_grammar:
             self._compile(req)
         else:
             self.planner.add(req)
+
+    def _take_media(self, req: Req, packed: bytes) -> bool:
+        """False when the media do not fit; the request has been refused then."""
+        if self.media is None:
+            self._refuse(req, "This model takes text only; leave out images, video and audio", 400)
+            return False
+        try:
+            media = self.media.take(packed, req.prompt_ids)
+            room = self.config.context_len - media.next_position
+            if room < 1:
+                raise ValueError(
+                    f"The media reach position {media.next_position} of a context of {self.config.context_len}"
+                )
+            req.max_new_tokens = min(req.max_new_tokens, room)
+            req.media = media
+        except ValueError as error:
+            self._refuse(req, str(error), 400)
+        except (
+            Exception
+        ) as error:  # request boundary: a model file's pad_input_ids may raise anything
+            logger.exception("pad_input_ids failed for request %s", req.rid)
+            self._refuse(req, f"The media could not be taken ({type(error).__name__})", 500)
+        return req.media is not None
 
     @property
     def _num_queued(self) -> int:
@@ -339,8 +375,7 @@ class Scheduler:
 
     def _expire(self) -> None:
         """End requests that waited or ran longer than the configured limits."""
-        waiting_limit = envs.SGLANG_REQ_WAITING_TIMEOUT.get()
-        running_limit = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
+        waiting_limit, running_limit = self.config.waiting_timeout, self.config.running_timeout
         now = time.monotonic()
         if waiting_limit > 0:
             oldest = self.planner.waiting.oldest()

@@ -13,8 +13,9 @@ from sglang.srt.arg_groups.resolve import ResolvedArgs, collect_facts, resolve
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.constrained.base import GrammarOptions
-from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.constrained.grammar_manager import COMPILE_TIMEOUT, GrammarManager
 from sglang.srt.distributed.channel import FollowerChannel
+from sglang.srt.environ import envs
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
@@ -44,7 +45,7 @@ def build_scheduler(
     """The scheduler of rank 0, and the facts the front is told when it is ready. Returns when every rank has loaded its part."""
     server_args, resolved, model_config, runner = load_runner(server_args, place)
     tokenizer = load_tokenizer(server_args, resolved)
-    eos_ids = frozenset(model_config.hf_eos_token_id)
+    eos_ids = end_ids(model_config, tokenizer)
     planner = Planner(_planner_config(server_args, resolved, runner), _cache(server_args, runner))
     stops = StopChecker(tokenizer=tokenizer, eos_ids=eos_ids, vocab_size=model_config.vocab_size)
     scheduler = Scheduler(
@@ -55,16 +56,21 @@ def build_scheduler(
             depth=resolved.overlap_depth,
             max_queued=server_args.max_queued_requests,
             decode_log_interval=server_args.decode_log_interval,
+            grammar_poll_interval=envs.SGLANG_GRAMMAR_POLL_INTERVAL.get(),
+            waiting_timeout=envs.SGLANG_REQ_WAITING_TIMEOUT.get(),
+            running_timeout=envs.SGLANG_REQ_RUNNING_TIMEOUT.get(),
+            retract_interval=_retract_interval(),
         ),
         planner,
         OutputProcessor(planner, stops, server_args.stream_interval),
         _leading_worker(runner, resolved, place),
         mailbox,
-        _grammars(server_args, resolved, tokenizer, model_config),
+        _grammars(server_args, resolved, tokenizer, model_config.vocab_size, eos_ids),
         SchedulerStats(
             MemoryUsage(weight=runner.weight_bytes, kvcache=runner.kv_bytes),
             runner.max_running_requests,
         ),
+        runner.media_intake(),
     )
     return scheduler, _info(model_config, runner)
 
@@ -103,6 +109,16 @@ def load_tokenizer(server_args: ServerArgs, resolved: ResolvedArgs) -> Any:
         tokenizer_mode=server_args.tokenizer_mode,
         trust_remote_code=server_args.trust_remote_code,
     )
+
+
+def end_ids(model_config: ModelConfig, tokenizer: Any) -> frozenset[int]:
+    """Every id that ends a text: of config.json, generation_config.json and the tokenizer. Checkpoints often fill in only one."""
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return frozenset(model_config.hf_eos_token_id) | ({own} if own is not None else set())
+
+
+def _retract_interval() -> int:
+    return envs.SGLANG_TEST_RETRACT_INTERVAL.get() if envs.SGLANG_TEST_RETRACT.get() else 0
 
 
 def _leading_worker(runner: ModelRunner, resolved: ResolvedArgs, place: RankPlace | None) -> Worker:
@@ -164,6 +180,8 @@ def build_runner(
         max_running_requests=server_args.max_running_requests,
         max_total_tokens=server_args.max_total_tokens,
         mem_fraction_static=resolved.mem_fraction_static,
+        graph_batch_sizes=() if resolved.disable_cuda_graph else resolved.cuda_graph_bs,
+        pad_graphs=not server_args.disable_cuda_graph_padding,
         kv_dtype=torch.bfloat16 if server_args.kv_cache_dtype in ("bf16", "bfloat16") else None,
     )
     load = LoadConfig(
@@ -200,18 +218,28 @@ def _cache(server_args: ServerArgs, runner: ModelRunner) -> KVCacheManager:
 
 
 def _grammars(
-    server_args: ServerArgs, resolved: ResolvedArgs, tokenizer: Any, model_config: ModelConfig
+    server_args: ServerArgs,
+    resolved: ResolvedArgs,
+    tokenizer: Any,
+    vocab_size: int,
+    eos_ids: frozenset[int],
 ) -> GrammarManager:
+    """The variables give the patience of a request as a number of looks at the compiler, and the time between two of them."""
+    patience = (
+        envs.SGLANG_GRAMMAR_POLL_INTERVAL.get() * envs.SGLANG_GRAMMAR_MAX_POLL_ITERATIONS.get()
+    )
     options = GrammarOptions(
         any_whitespace=not server_args.constrained_json_disable_any_whitespace,
         whitespace_pattern=server_args.constrained_json_whitespace_pattern,
     )
     return GrammarManager(
         tokenizer,
-        model_config.vocab_size,
-        sorted(model_config.hf_eos_token_id),
+        vocab_size,
+        sorted(eos_ids),
         resolved.grammar_backend,
         options=options,
+        compile_timeout=min(patience, COMPILE_TIMEOUT),
+        queue_timeout=patience,
     )
 
 

@@ -70,6 +70,15 @@ class RowWork(msgspec.Struct, kw_only=True, array_like=True):
     token_ids_logprob: list[int] | None = None
 
 
+class RowMedia(msgspec.Struct, kw_only=True):
+    """The media of the request in a row. Sent to every rank with the first plan that uses the row, and after a retraction."""
+
+    inputs: bytes  # packed by `multimodal.transport`
+    padded_ids: (
+        bytes  # int64 [prompt length]: the prompt with pad values in the place of media tokens
+    )
+
+
 class StepPlan(msgspec.Struct, kw_only=True):
     """One launch of the model. Decode rows come after extend rows in a mixed step."""
 
@@ -77,6 +86,7 @@ class StepPlan(msgspec.Struct, kw_only=True):
     mode: StepMode
     works: list[RowWork]
     setups: list[RowSetup] = []
+    media: dict[int, RowMedia | None] = {}  # of every row in `setups`; None: text only
     grammar_masks: dict[int, bytes] = {}  # row -> packed int32 bitmask [ceil(V / 32)], 1 = allowed
 
     @property

@@ -40,6 +40,7 @@ from sglang.srt.managers.scheduler_client import SchedulerClient
 from sglang.srt.utils.errors import RequestError
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.media_front import MediaFront
     from sglang.srt.observability.metrics import FrontMetrics
     from sglang.srt.observability.request_logger import RequestLogger
 
@@ -62,6 +63,7 @@ class TokenizerManager:
         tokenizer: a Hugging Face tokenizer, or None: token ids in, token ids out.
         model_config: the model's config.json, for `model_info`.
         metrics, request_logger: told about every request; None when they are off.
+        media: prepares images, videos and audio; None for a model that takes text only.
     """
 
     def __init__(
@@ -73,14 +75,19 @@ class TokenizerManager:
         model_config: Mapping[str, Any] | None = None,
         metrics: FrontMetrics | None = None,
         request_logger: RequestLogger | None = None,
+        media: MediaFront | None = None,
     ) -> None:
         self.server_args = server_args
         self.tokenizer = tokenizer
         self.scheduler_info = dict(scheduler_info)
         self.limits = ModelLimits.from_info(scheduler_info)
         self.preferred_sampling_params = parse_preferred(server_args.preferred_sampling_params)
+        self.media = media
         self.model_info = _model_info(
-            server_args, self.preferred_sampling_params, model_config or {}
+            server_args,
+            self.preferred_sampling_params,
+            model_config or {},
+            () if media is None else media.modalities,
         )
         self.metrics = metrics
         self.request_logger = request_logger
@@ -192,6 +199,8 @@ class TokenizerManager:
         """Stop the scheduler and end every call."""
         self._client.close()
         self._threads.shutdown(wait=False)
+        if self.media is not None:
+            self.media.close()
 
     # --- the way down
 
@@ -214,12 +223,38 @@ class TokenizerManager:
     async def _tokenize(self, expanded: ExpandedInput, stream: bool) -> list[TokenizedGenerateReq]:
         received_ts = time.monotonic()
         texts = [prompt.text for prompt in expanded.prompts if prompt.text is not None]
-        ids = iter(await self._encode(texts) if texts else ())
+        encoded = iter(await self._encode(texts) if texts else ())
+        ids = [_given_ids(prompt, encoded) for prompt in expanded.prompts]
+        packed = await self._prepare_media(expanded.prompts, ids)
         build = self._validator.build
         return [
-            build(prompt, _given_ids(prompt, ids), stream, received_ts)
-            for prompt in expanded.prompts
+            build(prompt, ids[i], stream, received_ts, packed[i])
+            for i, prompt in enumerate(expanded.prompts)
         ]
+
+    async def _prepare_media(
+        self, prompts: Sequence[PromptInput], ids: list[list[int]]
+    ) -> list[bytes | None]:
+        """The packed media of every prompt; `ids` are expanded in place."""
+        packed: list[bytes | None] = [None] * len(prompts)
+        waiting = []
+        for i, prompt in enumerate(prompts):
+            if prompt.media is not None:
+                waiting.append(self._prepare_one(i, prompt, ids, packed))
+            elif self.media is not None:
+                self.media.check_without_media(ids[i])
+        if waiting:
+            await asyncio.gather(*waiting)
+        return packed
+
+    async def _prepare_one(
+        self, i: int, prompt: PromptInput, ids: list[list[int]], packed: list[bytes | None]
+    ) -> None:
+        if self.media is None:
+            raise RequestError("media were given, but the model being served takes text only")
+        self._validator.check_ids(ids[i])
+        prepared = await self.media.prepare(prompt, ids[i], self._validator.max_input_len)
+        ids[i], packed[i] = prepared.input_ids, prepared.mm_inputs
 
     async def _encode(self, texts: list[str]) -> list[list[int]]:
         if self.tokenizer is None:
@@ -396,7 +431,10 @@ def _sample(prompt: TokenizedGenerateReq, rid: str, sample: int) -> TokenizedGen
 
 
 def _model_info(
-    server_args: Any, preferred: Mapping[str, Any], config: Mapping[str, Any]
+    server_args: Any,
+    preferred: Mapping[str, Any],
+    config: Mapping[str, Any],
+    modalities: Sequence[str],
 ) -> dict[str, Any]:
     """The answer of `/model_info`."""
     return {
@@ -405,8 +443,8 @@ def _model_info(
         "is_generation": True,
         "preferred_sampling_params": dict(preferred) or None,
         "weight_version": server_args.weight_version,
-        "has_image_understanding": False,
-        "has_audio_understanding": False,
+        "has_image_understanding": "image" in modalities,
+        "has_audio_understanding": "audio" in modalities,
         "model_type": config.get("model_type"),
         "architectures": config.get("architectures"),
     }

@@ -123,10 +123,7 @@ class MHATokenToKVPool(KVPool):
         start_layer: int = 0,
     ) -> None:
         super().__init__(size, page_size, dtype, layer_num, device, start_layer)
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"KV cache dtype {dtype} is not supported; use one of {[str(d) for d in _DTYPES]}"
-            )
+        _check_dtype(dtype)
         self.head_num = head_num
         self.head_dim = head_dim
         self.v_head_dim = head_dim if v_head_dim is None else v_head_dim
@@ -178,6 +175,80 @@ class MHATokenToKVPool(KVPool):
         return lazy_zeros((self.size, self.head_num, dim), self.dtype, self.device)
 
 
+class MLATokenToKVPool(KVPool):
+    """The latent of multi-head latent attention, one head for all query heads, in a floating point dtype.
+
+    A slot of a layer holds `kv_lora_rank` numbers of the latent, then `qk_rope_head_dim` of the rotated key. Its keys are all of them,
+    its values the latent: a view of the keys.
+
+    Raises:
+        ValueError: size, page size or dtype do not fit.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        page_size: int,
+        dtype: torch.dtype,
+        kv_lora_rank: int,
+        qk_rope_head_dim: int,
+        layer_num: int,
+        device: str | torch.device,
+        start_layer: int = 0,
+    ) -> None:
+        super().__init__(size, page_size, dtype, layer_num, device, start_layer)
+        _check_dtype(dtype)
+        self.kv_lora_rank = kv_lora_rank
+        self.qk_rope_head_dim = qk_rope_head_dim
+        shape = (size, 1, kv_lora_rank + qk_rope_head_dim)
+        # Zeroed for the sake of the padding page, as above.
+        self.kv_buffer = [lazy_zeros(shape, dtype, self.device) for _ in range(layer_num)]
+
+    @staticmethod
+    def bytes_per_token(
+        kv_lora_rank: int, qk_rope_head_dim: int, layer_num: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes that one slot takes in all layers; for sizing the pool."""
+        return layer_num * (kv_lora_rank + qk_rope_head_dim) * dtype.itemsize
+
+    def set_kv_buffer(
+        self,
+        layer: AttentionLayer,
+        loc: torch.Tensor,
+        cache_k: torch.Tensor,
+        cache_v: torch.Tensor,
+        k_scale: float | torch.Tensor | None = None,
+        v_scale: float | torch.Tensor | None = None,
+    ) -> None:
+        """See `KVPool`. `cache_k` [T, 1, rank + rope] is all that is kept; `cache_v` is its first columns."""
+        buffer = self.get_key_buffer(layer.layer_id)
+        buffer[loc] = cache_k.to(self.dtype).reshape(-1, *buffer.shape[1:])
+
+    def set_mla_kv_buffer(
+        self,
+        layer: AttentionLayer,
+        loc: torch.Tensor,
+        cache_k_nope: torch.Tensor,
+        cache_k_rope: torch.Tensor,
+    ) -> None:
+        """Write the latents [T, rank] and rotated keys [T, rope] of new tokens to the slots `loc` [T]."""
+        parts = (cache_k_nope.flatten(1), cache_k_rope.flatten(1))
+        self.get_key_buffer(layer.layer_id)[loc, 0] = torch.cat(parts, dim=-1).to(self.dtype)
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        """Latents and rotated keys of one layer, [size, 1, rank + rope]."""
+        return self.kv_buffer[self._layer_index(layer_id)]
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        """Latents of one layer, [size, 1, rank]."""
+        return self.get_key_buffer(layer_id)[..., : self.kv_lora_rank]
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of all buffers, in bytes."""
+        return sum(buffer.nbytes for buffer in self.kv_buffer)
+
+
 class ReqToTokenPool:
     """The row table: `req_to_token[row, position]` is the slot of that position.
 
@@ -203,6 +274,13 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"KV cache dtype {dtype} is not supported; use one of {[str(d) for d in _DTYPES]}"
+        )
 
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)

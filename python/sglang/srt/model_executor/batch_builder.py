@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardBatch,
     ForwardMode,
 )
+from sglang.srt.model_executor.media_rows import MediaRows
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -37,6 +38,7 @@ class BatchBuilder:
         token_to_kv_pool: KVPool,
         attn_backend: AttentionBackend,
         device: torch.device,
+        has_mrope: bool = False,
     ) -> None:
         self._req_to_token_pool = req_to_token_pool
         self._kv_pool = token_to_kv_pool
@@ -44,12 +46,15 @@ class BatchBuilder:
         self._device = device
         rows, self._table_width = req_to_token_pool.req_to_token.shape
         self._table = req_to_token_pool.req_to_token.view(-1)
+        self._media = MediaRows(rows, has_mrope)
         # The last sampled id of every row: what its next decode step reads. int64 [R]
         self.next_token_ids = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def build(self, plan: StepPlan) -> ForwardBatch:
         """The batch of `plan`; the row table already holds the new slots when it returns."""
         works = plan.works
+        if plan.media:
+            self._media.update(plan.media)
         rows = np.fromiter((work.row for work in works), np.int64, len(works))
         starts = np.fromiter((work.start for work in works), np.int64, len(works))
         lens = np.fromiter((work.num_tokens for work in works), np.int64, len(works))
@@ -59,7 +64,7 @@ class BatchBuilder:
             token_rows = np.repeat(rows, lens)
             first = np.cumsum(lens) - lens
             positions = np.arange(lens.sum()) - np.repeat(first - starts, lens)
-            ids = _token_ids(works)
+            ids = self._media.overlay(works, _token_ids(works))
         slots = np.frombuffer(b"".join(work.new_slots for work in works), np.int32).astype(np.int64)
         self._write_prefixes(works)
         seq_lens = starts + lens
@@ -84,7 +89,11 @@ class BatchBuilder:
             capture_hidden_mode=CaptureHiddenMode.NULL,
             return_logprob=any(work.return_logprob for work in works),
         )
+        if self._media.has_mrope:
+            (flat,) = self._upload([self._media.mrope_positions(works, positions).reshape(-1)])
+            batch.mrope_positions = flat.view(3, -1)
         if plan.mode != "decode":
+            batch.mm_inputs = self._media.inputs_of(works)
             self._add_extend_fields(batch, works, starts, lens)
         return batch
 

@@ -14,10 +14,17 @@ from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.distributed import get_tp_group
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
+from sglang.srt.model_executor.cuda_graph_runner import (
+    CudaGraphRunner,
+    GraphConfig,
+    why_not_captured,
+)
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.kv_pool import create_kv_pool, kv_bytes_per_token
 from sglang.srt.model_loader.loader import get_model
+from sglang.srt.multimodal.intake import MediaIntake
 from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +54,8 @@ class RunnerConfig:
     mem_fraction_static: float
     kv_dtype: torch.dtype | None = None
     ranks_per_node: int = 1  # ranks that share the memory of the host
+    graph_batch_sizes: tuple[int, ...] = ()  # decode steps captured as graphs; () for none
+    pad_graphs: bool = True
 
 
 class ModelRunner:
@@ -78,8 +87,13 @@ class ModelRunner:
         self._init_pools()
         self.attn_backend = create_attention_backend(config.attention_backend, self)
         self.builder = BatchBuilder(
-            self.req_to_token_pool, self.token_to_kv_pool, self.attn_backend, self.device
+            self.req_to_token_pool,
+            self.token_to_kv_pool,
+            self.attn_backend,
+            self.device,
+            has_mrope=model_config.has_mrope,
         )
+        self.graphs = self._capture_graphs()
 
     @property
     def sliding_window_size(self) -> int | None:
@@ -87,12 +101,52 @@ class ModelRunner:
         getter = getattr(self.model, "get_attention_sliding_window_size", None)
         return getter() if getter is not None else None
 
+    def media_intake(self) -> MediaIntake | None:
+        """What takes the media of requests; None for a model that takes text only."""
+        if not self.model_config.is_multimodal:
+            return None
+        return MediaIntake(self.model.pad_input_ids, self.model_config.facts.hidden_size)
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> LogitsProcessorOutput:
-        """Logits of the batch. `next_token_logits` is float32 [B, V]."""
+        """Logits of the batch. `next_token_logits` is float32 [B, V], valid until the next call."""
+        if self.graphs is not None and self.graphs.can_replay(batch):
+            return self.graphs.replay(batch)
         self.attn_backend.init_forward_metadata(batch)
+        return self._run_model(batch)
+
+    def _run_model(self, batch: ForwardBatch) -> LogitsProcessorOutput:
         kwargs = {"pp_proxy_tensors": None} if self._wants_pp_proxy else {}
         return self.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
+
+    @torch.inference_mode()
+    def _capture_graphs(self) -> CudaGraphRunner | None:
+        """Graphs of the decode steps, None where there are none; then every step is launched kernel by kernel."""
+        sizes = self.config.graph_batch_sizes
+        if not sizes or not self.platform.is_cuda:
+            return None
+        reason = why_not_captured(self.model)
+        if reason is not None:
+            logger.warning("Decode steps of %s are not captured: %s", type(self.model).__name__, reason)
+            return None
+        enough = [size for size in sizes if size < self.max_running_requests]
+        sizes = (*enough, *sizes[len(enough) : len(enough) + 1])
+        try:
+            return CudaGraphRunner(
+                GraphConfig(sizes, self.config.pad_graphs),
+                self._run_model,
+                self.attn_backend,
+                {
+                    "req_to_token_pool": self.req_to_token_pool,
+                    "token_to_kv_pool": self.token_to_kv_pool,
+                },
+                self.platform,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            logger.warning(
+                "Decode steps of %s are not captured: %s", type(self.model).__name__, error
+            )
+            return None
 
     def _fix_rope_tables(self) -> None:
         """Settle tables that depend on the length of the sequence: cached keys must fit all later queries."""
@@ -103,29 +157,17 @@ class ModelRunner:
     # --- pools
 
     def _init_pools(self) -> None:
-        facts, config = self.model_config.facts, self.config
+        config, tp_size = self.config, get_tp_group().world_size
         kv_dtype = config.kv_dtype or self.dtype
-        heads = self.model_config.get_num_kv_heads(get_tp_group().world_size)
-        token_bytes = MHATokenToKVPool.bytes_per_token(
-            head_num=heads,
-            head_dim=facts.head_dim,
-            layer_num=facts.num_hidden_layers,
-            dtype=kv_dtype,
-        )
+        token_bytes = kv_bytes_per_token(self.model_config, tp_size, kv_dtype)
         self.max_total_num_tokens = self._pool_tokens(token_bytes)
         self.num_slots = self.max_total_num_tokens + config.page_size  # with the padding page
         self.max_running_requests = config.max_running_requests or self._default_rows()
         self.req_to_token_pool = ReqToTokenPool(
             self.max_running_requests, self.model_config.context_len, self.device
         )
-        self.token_to_kv_pool = MHATokenToKVPool(
-            size=self.num_slots,
-            page_size=config.page_size,
-            dtype=kv_dtype,
-            head_num=heads,
-            head_dim=facts.head_dim,
-            layer_num=facts.num_hidden_layers,
-            device=self.device,
+        self.token_to_kv_pool = create_kv_pool(
+            self.model_config, tp_size, self.num_slots, config.page_size, kv_dtype, self.device
         )
         self.kv_bytes = self.num_slots * token_bytes
         logger.info(

@@ -73,7 +73,7 @@ class FollowerWorker:
 
 
 def without_sampling(plan: StepPlan) -> StepPlan:
-    """The part of a plan that a rank needs which does not sample."""
+    """The part of a plan that a rank needs which does not sample; media are part of it."""
     if not plan.setups and not plan.grammar_masks:
         return plan
     return msgspec.structs.replace(plan, setups=[], grammar_masks={})

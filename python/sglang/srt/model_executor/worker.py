@@ -6,6 +6,8 @@ written to the future-token buffer before `launch` returns, so the next plan can
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sglang.srt.distributed import get_tp_group
@@ -40,7 +42,7 @@ class TpWorker:
         output = self._runner.forward(batch)
         indices = [index for index, work in enumerate(plan.works) if work.sample]
         if not indices:
-            return LaunchedStep(plan, indices, output, None)
+            return LaunchedStep(plan, indices, output, None, None)
         works = [plan.works[index] for index in indices]
         logits, rows = output.next_token_logits, batch.req_pool_indices
         if len(indices) < len(plan.works):
@@ -50,7 +52,9 @@ class TpWorker:
         sampled = self._sampler(logits, sampling)
         self._group.broadcast(sampled.next_ids)
         self._builder.next_token_ids[rows] = sampled.next_ids
-        return LaunchedStep(plan, indices, output, sampled)
+        # Queued now: a copy asked for later would wait for the step after this one too.
+        download = self._runner.platform.download(sampled.next_ids, sampled.bad)
+        return LaunchedStep(plan, indices, output, sampled, download)
 
     def close(self) -> None:
         """A single rank leaves nobody behind."""
@@ -65,25 +69,27 @@ class LaunchedStep:
         indices: list[int],
         output: LogitsProcessorOutput,
         sampled: SampleOutput | None,
+        download: Callable[[], tuple[torch.Tensor, ...]] | None,
     ) -> None:
         self._plan = plan
         self._indices = indices
         self._output = output
         self._sampled = sampled
+        self._download = download  # ids and bad rows
 
     @property
     def logits(self) -> torch.Tensor:
-        """Logits of each work's last position, float32 [B, V]."""
+        """Logits of each work's last position, float32 [B, V]. Valid until the next step is launched."""
         return self._output.next_token_logits
 
     def result(self) -> StepResult:
         """Waits for the device."""
-        plan, sampled = self._plan, self._sampled
+        plan = self._plan
         result = StepResult(step_id=plan.step_id, next_ids=[-1] * len(plan.works))
-        if sampled is not None:
-            for index, next_id in zip(self._indices, sampled.next_ids.tolist(), strict=True):
+        if self._download is not None:
+            next_ids, bad = (tensor.tolist() for tensor in self._download())
+            for index, next_id in zip(self._indices, next_ids, strict=True):
                 result.next_ids[index] = next_id
-            bad = sampled.bad.tolist()
             result.bad_rows = [i for i, is_bad in zip(self._indices, bad, strict=True) if is_bad]
         if any(work.return_logprob for work in plan.works):
             result.logprobs = self._logprobs(result)

@@ -22,6 +22,7 @@ from sglang.srt.model_loader.weight_utils import (
     local_checkpoint_folder,
 )
 from sglang.srt.models.common.weights import WeightLoadError, WeightProblem, find_unfilled
+from sglang.srt.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ class _Streams:
 
     load_config: LoadConfig
     sources: list[tuple[DefaultModelLoader.Source, CheckpointFiles]] = field(default_factory=list)
+    current: str = "the checkpoint, before its first tensor,"  # what was handed out last
+    current_name: str | None = None
 
     def add(self, source: DefaultModelLoader.Source) -> None:
         load = self.load_config
@@ -156,7 +159,9 @@ class _Streams:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for source, files in self.sources:
             for name, tensor in files.stream():
-                yield source.prefix + name, tensor
+                self.current_name = source.prefix + name
+                self.current = f"tensor {self.current_name} {list(tensor.shape)}"
+                yield self.current_name, tensor
 
     def file_of(self, tensor_name: str) -> str | None:
         for source, files in self.sources:
@@ -174,6 +179,14 @@ def _fill(model: Any, streams: _Streams, model_path: str) -> None:
         model.load_weights(iter(streams))
     except WeightLoadError as error:
         problems = [_with_file(problem, streams) for problem in error.problems]
+    except ConfigError:
+        raise  # an unreadable file, which is named
+    except Exception as error:  # a boundary: the loader of somebody's model file may raise anything
+        owner = f"{type(model).__module__}.{type(model).__name__}.load_weights"
+        text = f"{streams.current} is refused by {owner}: {type(error).__name__}: {error}"
+        problem = _with_file(WeightProblem(text, streams.current_name), streams)
+        # What comes after it was not read, so what is unfilled says nothing.
+        raise WeightLoadError([problem], source=f"checkpoint {model_path!r}") from error
     problems += watch.find_unfilled()
     if problems:
         raise WeightLoadError(problems, source=f"checkpoint {model_path!r}")

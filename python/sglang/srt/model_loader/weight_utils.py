@@ -11,12 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from sglang.srt.distributed import get_tensor_model_parallel_rank
 from sglang.srt.layers.parameter import mark_filled
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import download_from_hf
@@ -30,6 +31,7 @@ __all__ = [
     "maybe_remap_kv_scale_name",
     "replace_prefix",
     "replace_substrings",
+    "sharded_weight_loader",
 ]
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors", "*.safetensors")
@@ -153,6 +155,25 @@ def default_weight_loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> N
     else:
         param.data.copy_(loaded_weight)
     mark_filled(param, None)
+
+
+def sharded_weight_loader(shard_axis: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A loader that takes this rank's slice of a tensor along `shard_axis`; its parts must be equal.
+
+    It raises ValueError when the slice is not of the parameter's shape.
+    """
+
+    def load(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
+        rank = get_tensor_model_parallel_rank()
+        size = param.shape[shard_axis]
+        end = (rank + 1) * size
+        if end > loaded_weight.shape[shard_axis]:
+            raise ValueError(
+                f"shape {list(loaded_weight.shape)} has no rows {end - size}:{end} along dimension {shard_axis}"
+            )
+        default_weight_loader(param, loaded_weight.narrow(shard_axis, rank * size, size))
+
+    return load
 
 
 def replace_prefix(key: str, prefix_mapping: Mapping[str, str]) -> str:

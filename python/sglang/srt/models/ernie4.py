@@ -48,16 +48,22 @@ class Ernie4_5DecoderLayer(nn.Module):
             qkv_bias=config.use_bias,
             o_bias=config.use_bias,
         )
-        self.mlp = GatedMLP(
-            facts.hidden_size,
-            facts.intermediate_size,
-            facts.hidden_act,
-            quant_config,
-            add_prefix("mlp", prefix),
-            bias=config.use_bias,
-        )
+        self.mlp = self.make_mlp(config, layer_id, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
+
+    def make_mlp(
+        self, config: Any, layer_id: int, quant_config: QuantizationConfig | None, prefix: str
+    ) -> nn.Module:
+        """What follows the attention; the family with experts overrides this."""
+        return GatedMLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            quant_config,
+            prefix,
+            bias=config.use_bias,
+        )
 
     def forward(
         self,
@@ -73,7 +79,7 @@ class Ernie4_5DecoderLayer(nn.Module):
 
 
 class Ernie4_5Model(DecoderModel):
-    layer_cls = Ernie4_5DecoderLayer
+    layer_cls: type[nn.Module] = Ernie4_5DecoderLayer
 
 
 class Ernie4_5ForCausalLM(CausalLM):

@@ -67,14 +67,14 @@ class GraniteDecoderLayer(nn.Module):
 
 
 class GraniteModel(DecoderModel):
-    layer_cls = GraniteDecoderLayer
+    layer_cls: type[nn.Module] = GraniteDecoderLayer
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.embed_tokens(input_ids) * self.config.embedding_multiplier
 
 
 class GraniteForCausalLM(CausalLM):
-    model_cls = GraniteModel
+    model_cls: type[DecoderModel] = GraniteModel
 
     def logit_scale(self, config: Any) -> float:
         return 1.0 / config.logits_scaling

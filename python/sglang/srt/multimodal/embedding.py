@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.multimodal.content import digests_of, split_item
+from sglang.srt.multimodal.embedding_cache import EmbeddingCache, cache_of
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,13 @@ def embed_mm_inputs(
             _call_embedding_function, modality, multimodal_model, data_embedding_func_mapping
         )
         found = _embed_modality(
-            modality, mm_inputs_list, extend_prefix_lens, extend_seq_lens, function
+            modality,
+            mm_inputs_list,
+            extend_prefix_lens,
+            extend_seq_lens,
+            function,
+            cache_of(multimodal_model),
+            input_ids.device,
         )
         if found is not None:
             pieces.append((modality, *found))
@@ -113,49 +121,125 @@ def _embed_modality(
     prefix_lens: list[int],
     extend_lens: list[int],
     function: EmbeddingFunction,
+    cache: EmbeddingCache,
+    device: torch.device,
 ) -> tuple[torch.Tensor, list[int]] | None:
     """Rows of all requests' media of one kind that lie in this step, and their places in the batch; None without any."""
     all_rows, all_places, start = [], [], 0
     for mm_inputs, prefix, count in zip(mm_inputs_list, prefix_lens, extend_lens, strict=True):
-        items = [] if mm_inputs is None else _items_of(modality, mm_inputs)
-        spots = [i for item in items for a, b in item.offsets or [] for i in range(a, b + 1)]
-        chosen = [n for n, spot in enumerate(spots) if prefix <= spot < prefix + count]
-        if chosen:
-            rows = _rows_of(items, function)
-            if len(rows) < len(spots):
-                raise RuntimeError(
-                    f"{modality.name}: the prompt has {len(spots)} places for media, the model made {len(rows)} rows"
-                )
-            if len(rows) > len(spots):
-                logger.warning(
-                    "%s: %d rows for %d places; the last ones are used",
-                    modality.name,
-                    len(rows),
-                    len(spots),
-                )
-                rows = rows[-len(spots) :]
-            all_rows.append(rows[torch.tensor(chosen, device=rows.device)])
-            all_places += [start + spots[n] - prefix for n in chosen]
+        if mm_inputs is not None:
+            window = range(prefix, prefix + count)
+            items = _items_of(modality, mm_inputs)
+            for part, rows in _rows_in(window, items, mm_inputs, modality, function, cache):
+                spots = _spots(part)
+                chosen = [n for n, spot in enumerate(spots) if spot in window]
+                all_rows.append(rows[torch.tensor(chosen, device=rows.device)].to(device))
+                all_places += [start + spots[n] - prefix for n in chosen]
         start += count
     return (torch.cat(all_rows), all_places) if all_rows else None
+
+
+def _rows_in(
+    window: range,  # positions of one request in this step
+    items: list[MultimodalDataItem],
+    mm_inputs: MultimodalInputs,
+    modality: Modality,
+    function: EmbeddingFunction,
+    cache: EmbeddingCache,
+) -> list[tuple[MultimodalDataItem, torch.Tensor]]:
+    """The images (videos, sounds) that lie in the window in part, with all of their rows: known ones, then those that are computed."""
+    parts = [part for item in items for part in split_item(item)]
+    parts = [part for part in parts if _is_in(part, window)]
+    found, missing = [], []
+    for part in parts:
+        rows = _known_rows(part, mm_inputs, modality, cache)
+        found.append(rows)
+        if rows is None:
+            missing.append(part)
+    if missing and len(missing) < len(parts):
+        given = [part.precomputed_embeddings is not None for part in parts]
+        if any(given):
+            raise ValueError(
+                "a request mixes media with precomputed embeddings and media without; give one kind"
+            )
+    computed = iter(_compute(missing, modality, function))
+    result = []
+    for part, rows in zip(parts, found, strict=True):
+        if rows is None:
+            rows = next(computed)
+            cache.put(_key(part, modality), rows)
+        _keep_unfinished(part, rows, mm_inputs, modality, window)
+        result.append((part, rows))
+    return result
+
+
+def _known_rows(
+    part: MultimodalDataItem, mm_inputs: MultimodalInputs, modality: Modality, cache: EmbeddingCache
+) -> torch.Tensor | None:
+    """Rows that came with the request, were computed for its last chunk, or are in the cache."""
+    given = part.precomputed_embeddings
+    if given is not None:
+        return given.reshape(-1, given.shape[-1])
+    rows = mm_inputs.unfinished.get(_key(part, modality))
+    return cache.get(_key(part, modality)) if rows is None else rows
+
+
+def _keep_unfinished(
+    part: MultimodalDataItem,
+    rows: torch.Tensor,
+    mm_inputs: MultimodalInputs,
+    modality: Modality,
+    window: range,
+) -> None:
+    """Rows that the next chunk needs are not left to the cache, which may be too small."""
+    if _spots(part)[-1] >= window.stop:
+        mm_inputs.unfinished[_key(part, modality)] = rows
+    else:
+        mm_inputs.unfinished.pop(_key(part, modality), None)
+
+
+def _compute(
+    parts: list[MultimodalDataItem], modality: Modality, function: EmbeddingFunction
+) -> list[torch.Tensor]:
+    """The rows of every part, in one call of the model."""
+    if not parts:
+        return []
+    rows = function(parts)
+    rows = rows.reshape(-1, rows.shape[-1])
+    places = [len(_spots(part)) for part in parts]
+    if len(rows) < sum(places):
+        raise RuntimeError(
+            f"{modality.name}: the prompt has {sum(places)} places for media, the model made {len(rows)} rows"
+        )
+    if len(rows) > sum(places):
+        logger.warning(
+            "%s: %d rows for %d places; the last ones are used",
+            modality.name,
+            len(rows),
+            sum(places),
+        )
+        rows = rows[-sum(places) :]
+    return list(rows.split(places))
+
+
+def _spots(part: MultimodalDataItem) -> list[int]:
+    """The positions in the prompt, in order."""
+    return [i for first, last in part.offsets or [] for i in range(first, last + 1)]
+
+
+def _is_in(part: MultimodalDataItem, window: range) -> bool:
+    return any(first < window.stop and last >= window.start for first, last in part.offsets or [])
+
+
+def _key(part: MultimodalDataItem, modality: Modality) -> bytes:
+    """All that the rows depend on."""
+    return modality.name.encode() + b"".join(digests_of(part))
 
 
 def _items_of(modality: Modality, mm_inputs: MultimodalInputs) -> list[MultimodalDataItem]:
     if modality is Modality.IMAGE:
         return [item for item in mm_inputs.mm_items if item.is_image()]
     return [item for item in mm_inputs.mm_items if item.is_modality(modality)]
-
-
-def _rows_of(items: list[MultimodalDataItem], function: EmbeddingFunction) -> torch.Tensor:
-    """[N, D]; media that come as embeddings are used as they are."""
-    ready = [item.precomputed_embeddings for item in items]
-    given = [rows for rows in ready if rows is not None]
-    if given and len(given) != len(items):
-        raise ValueError(
-            "a request mixes media with precomputed embeddings and media without; give one kind"
-        )
-    rows = torch.cat(given) if given else function(items)
-    return rows.reshape(-1, rows.shape[-1])
 
 
 def _call_embedding_function(

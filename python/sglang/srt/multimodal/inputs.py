@@ -65,6 +65,8 @@ class MultimodalDataItem:
     feature: Any = None  # pixel values, audio features: tensor, array or list
     precomputed_embeddings: torch.Tensor | None = None
     model_specific_data: dict[str, Any] = field(default_factory=dict)
+    # SHA-256 of the content, one per offset pair; made by `multimodal.content.seal`, never by a client.
+    digests: list[bytes] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that are not set, also while a copy has no `__dict__` entries yet.
@@ -150,6 +152,8 @@ class MultimodalInputs:
     audio_end_id: int | None = None
     mrope_positions: torch.Tensor | None = None  # int64 [3, prompt length]
     mrope_position_delta: torch.Tensor | None = None  # int64 [1, 1]
+    # Rows `[n, D]` of media that a prompt chunk ends in, by digest, for the next chunk.
+    unfinished: dict[bytes, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def from_dict(obj: dict[str, Any]) -> MultimodalInputs:
@@ -157,7 +161,7 @@ class MultimodalInputs:
         items = [item for item in obj["mm_items"] if item.is_valid()]
         for item in items:
             item.set_pad_value()
-        known = {f.name for f in fields(MultimodalInputs)} - {"mm_items"}
+        known = {f.name for f in fields(MultimodalInputs)} - {"mm_items", "unfinished"}
         values = {key: value for key, value in obj.items() if key in known}
         return MultimodalInputs(mm_items=items, **values)
 
@@ -188,24 +192,32 @@ class MultimodalInputs:
 def hash_feature(feature: Any) -> int:
     """64 bits of a digest of tensors, arrays, numbers, text and lists of them. Reads tensors on the host."""
     digest = hashlib.sha256()
-    for part in _parts(feature):
+    for part in content_parts(feature):
         digest.update(part)
     return int.from_bytes(digest.digest()[:8], "little")
 
 
-def _parts(value: Any) -> list[bytes]:
-    """Bytes that tell two values apart, shapes and dtypes included."""
+def tensor_hash(tensor_list: torch.Tensor | list[torch.Tensor]) -> int:
+    """`hash_feature` of a tensor or of several."""
+    return hash_feature(tensor_list)
+
+
+def content_parts(value: Any) -> list[Any]:
+    """Buffers that tell two values apart, shapes and dtypes included. Views of tensors, not copies."""
     if isinstance(value, (list, tuple)):
-        return [f"list {len(value)};".encode(), *(part for item in value for part in _parts(item))]
+        head = f"list {len(value)};".encode()
+        return [head, *(part for item in value for part in content_parts(item))]
+    if isinstance(value, dict):
+        return content_parts(sorted(value.items()))
     if isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         head = f"tensor {value.dtype} {tuple(value.shape)};".encode()
-        return [head, flat.view(torch.uint8).numpy().tobytes()]
+        return [head, flat.view(torch.uint8).numpy()] if flat.numel() else [head]
     if isinstance(value, (bytes, bytearray)):
         return [f"bytes {len(value)};".encode(), bytes(value)]
     if isinstance(value, (str, int, float, bool)) or value is None:
         return [f"{type(value).__name__} {value!r};".encode()]
-    return _parts(torch.as_tensor(value))  # numpy arrays
+    return content_parts(torch.as_tensor(value))  # numpy arrays
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -10,7 +10,22 @@ from typing import Any, Literal
 import torch
 
 from sglang.srt.distributed import get_tensor_model_parallel_world_size
+from sglang.srt.multimodal.anyres import (
+    get_anyres_image_grid_shape,
+    select_best_resolution,
+    unpad_image,
+    unpad_image_shape,
+)
 from sglang.srt.utils.errors import ConfigError
+
+__all__ = [
+    "get_anyres_image_grid_shape",
+    "run_dp_sharded_mrope_vision_model",
+    "run_dp_sharded_vision_model",
+    "select_best_resolution",
+    "unpad_image",
+    "unpad_image_shape",
+]
 
 
 def run_dp_sharded_mrope_vision_model(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
+
 from sglang.srt.environ import envs
 from sglang.srt.multimodal.inputs import MultimodalDataItem, MultimodalInputs
 
@@ -66,6 +68,29 @@ class MultiModalityDataPaddingPatternTokenPairs(MultiModalityDataPaddingPattern)
             value = _or_same(pad_values[min(max(index, 0), len(pad_values) - 1)], 0)
             padded[begin + 1 : end] = [value] * max(end - begin - 1, 0)
         return padded
+
+
+def get_multimodal_data_bounds(
+    input_ids: torch.Tensor,  # int64 [T], media positions holding pad values
+    pad_values: list[int],
+    token_pairs: list[tuple[int, int]],
+) -> torch.Tensor:
+    """First and last place of the media between a start and an end token each, int64 [n, 2], both inclusive.
+
+    Media whose start lies before `input_ids` (in a cached prefix) begin at place 0. What holds no pad value is left out.
+    """
+    starts = {start for start, _ in token_pairs}
+    ends = {end for _, end in token_pairs}
+    ids, known = input_ids.tolist(), set(pad_values)
+    bounds: list[tuple[int, int]] = []
+    begin = 0
+    for place, token in enumerate(ids):
+        if token in ends and place > begin and known.intersection(ids[begin:place]):
+            bounds.append((begin, place - 1))
+        if token in starts or token in ends:
+            begin = place + 1
+    found = torch.tensor(bounds, dtype=torch.int64, device=input_ids.device)
+    return found.reshape(-1, 2)
 
 
 def _token_id(item: MultimodalDataItem, mm_inputs: MultimodalInputs) -> int:

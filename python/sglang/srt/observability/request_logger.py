@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.media_input import MEDIA_FIELDS, describe_media
 
 # Level 2 shows this much of a prompt or output.
 MAX_PARTIAL_CHARS = 2048
@@ -74,6 +75,8 @@ class RequestLogger:
         for name in _CONTENT_FIELDS:
             if name in shown and self.level < 2:
                 del shown[name]
+            elif name in MEDIA_FIELDS and name in shown:
+                shown[name] = describe_media(shown[name])
             elif name in shown:
                 shown[name] = self._shorten(shown[name])
         return shown

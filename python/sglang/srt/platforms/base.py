@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -61,6 +62,10 @@ class Platform(ABC):
     @abstractmethod
     def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A host tensor from which copies to the device need not block the host."""
+
+    def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
+        """Queue copies to the host. The function returned waits for them alone, not for work queued later."""
+        return lambda: tensors
 
     def upload(self, tensor: torch.Tensor) -> torch.Tensor:
         """A host tensor on the device; does not wait for the copy when the source is pinned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -49,3 +50,17 @@ class CudaPlatform(Platform):
 
     def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
+        """Copies on the current stream into pinned memory, and an event behind them."""
+        hosts = tuple(self.empty_pinned(tuple(t.shape), t.dtype) for t in tensors)
+        for host, tensor in zip(hosts, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+        def wait() -> tuple[torch.Tensor, ...]:
+            event.synchronize()
+            return hosts
+
+        return wait

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -89,14 +88,9 @@ def is_cpu() -> bool:
     return not (is_cuda() or is_hip() or is_xpu())
 
 
-@functools.cache
 def cpu_has_amx_support() -> bool:
-    """True on a host-only machine whose x86 processor has AMX tiles."""
-    if not is_cpu() or platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    import torch
-
-    return torch.cpu._is_amx_tile_supported()
+    """Always False: no weight is packed for AMX tiles; torch's own matrix products use them as they see fit."""
+    return False
 
 
 def use_intel_amx_backend(layer: Any) -> bool:
@@ -130,6 +124,20 @@ def is_sm100_supported() -> bool:
 
 def is_sm120_supported() -> bool:
     return get_device_capability()[0] == 12
+
+
+def is_gfx95_supported() -> bool:
+    """Always False: AMD's MI350 series is not supported."""
+    return False
+
+
+@functools.cache
+def is_nvidia_cublas_version_ge_12_9() -> bool:
+    """True when torch brings cuBLAS of CUDA 12.9 or newer."""
+    import torch
+
+    version = torch.version.cuda
+    return version is not None and tuple(map(int, version.split(".")[:2])) >= (12, 9)
 
 
 def is_flashinfer_available() -> bool:
@@ -290,6 +298,11 @@ def log_info_on_rank0(log: logging.Logger, msg: str) -> None:
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
         log.info(msg)
+
+
+def rank0_log(msg: str) -> None:
+    """Log an info line of this package in the process with global rank 0 only."""
+    log_info_on_rank0(logger, msg)
 
 
 # Processes

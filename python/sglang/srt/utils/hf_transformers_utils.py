@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.configs.aliases import MODEL_TYPE_ALIASES
+from sglang.srt.configs.published import PUBLISHED, plain_config_class, usual_keys
 from sglang.srt.utils.errors import ConfigError
 
 CONFIG_NAME = "config.json"
@@ -58,7 +59,7 @@ def get_config(
     raw = apply_overrides(read_config_dict(model_path, revision), model_override_args or {})
     config = _build_config(model_path, raw, trust_remote_code, revision, model_override_args)
     config._name_or_path = model_path
-    _restore_rope_theta(config)
+    _restore_published_names(config)
     return config
 
 
@@ -103,6 +104,8 @@ def get_tokenizer(
     try:
         if not args and not kwargs and _is_plain_tokenizer(tokenizer_name, tokenizer_revision):
             return _load_plain_tokenizer(tokenizer_name, tokenizer_revision)
+        if not trust_remote_code and _is_code_only(tokenizer_name, tokenizer_revision):
+            return _load_without_code(tokenizer_name, tokenizer_revision)
         from transformers import AutoTokenizer  # heavy: imports torch
 
         return AutoTokenizer.from_pretrained(
@@ -179,9 +182,11 @@ def _build_config(
     revision: str | None,
     overrides: Mapping[str, Any] | None,
 ) -> Any:
+    model_type = raw.get("model_type") or ""
+    if model_type in PUBLISHED:
+        return published_config(raw)
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig  # heavy: imports torch
 
-    model_type = raw.get("model_type") or ""
     known = MODEL_TYPE_ALIASES.get(model_type, model_type)
     if "AutoConfig" in (raw.get("auto_map") or {}) and known not in CONFIG_MAPPING:
         if not trust_remote_code:
@@ -203,6 +208,13 @@ def _build_config(
     return plain
 
 
+def published_config(raw: Mapping[str, Any]) -> Any:
+    """The config object of a model_type in `PUBLISHED`: the keys as written and the usual ones, no code of the checkpoint."""
+    plain = _with_rope_parameters(dict(usual_keys(raw)))
+    plain.pop("auto_map", None)
+    return plain_config_class(raw["model_type"]).from_dict(plain)
+
+
 def _with_rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
     """The published rotary keys in transformers' present spelling, which config classes do by themselves."""
     renamed = {key: value for key, value in raw.items() if key != "rope_scaling"}
@@ -214,11 +226,18 @@ def _with_rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _restore_rope_theta(config: Any) -> None:
+def _restore_published_names(config: Any) -> None:
+    """Keys that config classes rename when they read a file, under their published names too: model files of others ask for those."""
     for part in (config, config.get_text_config()):
         settings = part.to_dict().get("rope_parameters") or {}
-        if "rope_theta" in settings and "rope_theta" not in vars(part):
-            part.rope_theta = settings["rope_theta"]
+        published = {
+            key: settings[key] for key in ("rope_theta", "partial_rotary_factor") if key in settings
+        }
+        if "hidden_activation" in vars(part):
+            published["hidden_act"] = part.hidden_activation
+        for key, value in published.items():
+            if key not in vars(part):
+                setattr(part, key, value)
 
 
 def _is_plain_tokenizer(name: str, revision: str | None) -> bool:
@@ -228,6 +247,28 @@ def _is_plain_tokenizer(name: str, revision: str | None) -> bool:
     path = find_file(name, "tokenizer_config.json", revision)
     settings = {} if path is None else _read_json(path)
     return settings.get("tokenizer_class") in _PLAIN_TOKENIZERS and "auto_map" not in settings
+
+
+def _is_code_only(name: str, revision: str | None) -> bool:
+    """True when the tokenizer's class is Python code of the checkpoint and transformers has none of that name."""
+    path = find_file(name, "tokenizer_config.json", revision)
+    settings = {} if path is None else _read_json(path)
+    if "AutoTokenizer" not in (settings.get("auto_map") or {}):
+        return False
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    return tokenizer_class_from_name(settings.get("tokenizer_class") or "") is None
+
+
+def _load_without_code(name: str, revision: str | None) -> Any:
+    """From tokenizer.json alone. Raises ConfigError where there is none."""
+    if find_file(name, "tokenizer.json", revision) is None:
+        raise ConfigError(
+            "its class is Python code of the checkpoint, and there is no tokenizer.json beside it; "
+            "add one, give a folder that has one with --tokenizer-path, pass --skip-tokenizer-init and send token ids, "
+            "or read that code and pass --trust-remote-code to run it"
+        )
+    return _load_plain_tokenizer(name, revision)
 
 
 def _load_plain_tokenizer(name: str, revision: str | None) -> Any:

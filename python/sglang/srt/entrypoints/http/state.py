@@ -49,7 +49,10 @@ class ServerState:
         templates = None
         if manager.tokenizer is not None:
             templates = ChatTemplates.load(
-                manager.tokenizer, server_args.chat_template, server_args.hf_chat_template_name
+                manager.tokenizer,
+                server_args.chat_template,
+                server_args.hf_chat_template_name,
+                str(server_args.model_path),
             )
         return cls(
             manager=manager,
@@ -78,4 +81,9 @@ def _settings(manager: TokenizerManager, server_args: ServerArgs) -> ServingSett
         report_cached=server_args.enable_cache_report,
         weight_version=server_args.weight_version,
         created=now(),
+        takes_media=_takes_media(manager.model_info),
     )
+
+
+def _takes_media(model_info: dict[str, Any]) -> bool:
+    return any(model_info.get(f"has_{kind}_understanding") for kind in ("image", "audio"))

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 
+from sglang.srt.entrypoints.openai.chat_prompt import ChatPrompt, check_unicode
+from sglang.srt.entrypoints.openai.conversation_template import ConversationTemplate
 from sglang.srt.entrypoints.openai.jinja_sandbox import (
     RenderLimits,
     compile_template,
     render_template,
 )
 from sglang.srt.entrypoints.openai.reserved_tokens import ReservedTokens
+from sglang.srt.parser.template_choice import choose_template
 from sglang.srt.utils.errors import ConfigError, RequestError
 
 # Rendering checks its own deadline; this also covers the tokenizer.
@@ -31,12 +32,17 @@ _FIXED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "cha
 _PROBE = "a1b2c3probe"
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatPrompt:
-    """A rendered conversation and its ids; the ids are what the model sees."""
+class Template(Protocol):
+    """Renders and tokenizes a conversation; see `ChatTemplate.encode`."""
 
-    text: str
-    input_ids: list[int]
+    def encode(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        prefix: str = "",
+    ) -> ChatPrompt: ...
 
 
 class ChatTemplate:
@@ -75,7 +81,8 @@ class ChatTemplate:
         """Render and tokenize a conversation.
 
         Args:
-            messages: `{"role", "content", ...}`; content is a string or a list of text parts.
+            messages: `{"role", "content", ...}`; content is a string or a list of parts: texts, and media as
+                `{"type": "image"}` (or video, audio).
             tools: tool descriptions for the template.
             variables: further template variables.
             prefix: beginning of the answer, appended to the prompt.
@@ -88,14 +95,14 @@ class ChatTemplate:
         if any(self._reserved.is_risky(text) for text in _strings([variables, prefix])):
             return self._encode_guarded(variables, prefix)
         text = self._render(variables) + prefix
-        _check_unicode(text)
+        check_unicode(text)
         return ChatPrompt(text, list(self._tokenizer.encode(text, add_special_tokens=False)))
 
     def _encode_guarded(self, variables: dict[str, Any], prefix: str) -> ChatPrompt:
         guard = self._reserved.guard()
         rendered = self._render(guard.protect(variables)) + guard.protect(prefix)
         pieces = guard.pieces(rendered)
-        _check_unicode("".join(pieces))
+        check_unicode("".join(pieces))
         return ChatPrompt("".join(pieces), self._reserved.encode_pieces(pieces))
 
     def _render(self, variables: dict[str, Any]) -> str:
@@ -114,6 +121,11 @@ class ChatTemplate:
     def _fitting_message(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, list) and not self.accepts_parts:
+            if any(part["type"] != "text" for part in content):
+                raise RequestError(
+                    "this model's chat template has no place for media; start the server with --chat-template "
+                    "and a template that has"
+                )
             return {**message, "content": " ".join(part["text"] for part in content)}
         if isinstance(content, str) and not self.accepts_strings:
             return {**message, "content": [{"type": "text", "text": content}]}
@@ -131,8 +143,8 @@ class ChatTemplate:
 class ChatTemplates:
     """The templates that a server answers with."""
 
-    def __init__(self, templates: Mapping[str, ChatTemplate]) -> None:
-        self._templates = dict(templates)
+    def __init__(self, templates: Mapping[str, Template]) -> None:
+        self._templates: dict[str, Template] = dict(templates)
         self._threads = concurrent.futures.ThreadPoolExecutor(_NUM_THREADS, "chat-template")
 
     @classmethod
@@ -141,18 +153,25 @@ class ChatTemplates:
         tokenizer: Any,
         chat_template: str | None = None,
         hf_chat_template_name: str | None = None,
+        model_path: str = "",
     ) -> ChatTemplates:
-        """Read `--chat-template`, else the tokenizer's own. Raises ConfigError for what cannot be used."""
+        """`--chat-template`, else a conversation template that knows the model's path, else the tokenizer's own.
+
+        Raises ConfigError for what cannot be used.
+        """
         reserved = ReservedTokens(tokenizer)
-        sources = _read_sources(tokenizer, chat_template, hf_chat_template_name)
+        choice = choose_template(chat_template, model_path)
+        if choice.conversation is not None:
+            return cls({"default": ConversationTemplate(choice.conversation, tokenizer, reserved)})
+        sources = _read_sources(tokenizer, choice.jinja, hf_chat_template_name)
         return cls({k: ChatTemplate(v, tokenizer, reserved) for k, v in sources.items()})
 
     @property
-    def default(self) -> ChatTemplate:
+    def default(self) -> Template:
         """Raises RequestError when the model has no template."""
         if "default" not in self._templates:
             raise RequestError(
-                "this model has no chat template; start the server with --chat-template FILE.jinja, "
+                "this model has no chat template; start the server with --chat-template, "
                 "or use /v1/completions"
             )
         return self._templates["default"]
@@ -186,11 +205,11 @@ class ChatTemplates:
 
 
 def _read_sources(
-    tokenizer: Any, chat_template: str | None, hf_chat_template_name: str | None
+    tokenizer: Any, given: str | None, hf_chat_template_name: str | None
 ) -> dict[str, str]:
     """Name -> template text; the name "default" is what requests use."""
-    if chat_template is not None:
-        return {"default": _read_file(chat_template)}
+    if given is not None:
+        return {"default": given}
     own = tokenizer.chat_template
     if own is None or isinstance(own, str):
         if hf_chat_template_name not in (None, "default"):
@@ -205,23 +224,6 @@ def _read_sources(
             )
         return {"default": own[hf_chat_template_name]}
     return {name: own[name] for name in ("default", "tool_use") if name in own}
-
-
-def _read_file(name: str) -> str:
-    path = Path(name)
-    if path.suffix not in (".jinja", ".jinja2", ".j2"):
-        raise ConfigError(f"--chat-template {name!r} must be a .jinja file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--chat-template {name!r} cannot be read: {error}") from error
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON lets through
-        raise RequestError(f"the messages are not valid Unicode: {error.reason}") from error
 
 
 def _strings(value: Any) -> list[str]:

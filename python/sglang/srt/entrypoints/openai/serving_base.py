@@ -36,6 +36,7 @@ class ServingSettings:
     report_cached: bool
     weight_version: str
     created: int  # seconds since the epoch
+    takes_media: bool = False
 
 
 def new_request_id() -> str:

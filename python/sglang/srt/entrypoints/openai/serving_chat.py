@@ -10,9 +10,14 @@ from typing import Any
 from starlette.requests import Request
 
 from sglang.srt.entrypoints.http.streaming import EventStream, JSONResponse, event
-from sglang.srt.entrypoints.openai.chat_template import ChatPrompt, ChatTemplates
+from sglang.srt.entrypoints.openai.chat_prompt import ChatPrompt
+from sglang.srt.entrypoints.openai.chat_template import ChatTemplates
 from sglang.srt.entrypoints.openai.logprobs import LogprobCursor, chat_logprobs
-from sglang.srt.entrypoints.openai.messages import split_final_assistant, template_messages
+from sglang.srt.entrypoints.openai.messages import (
+    MessageMedia,
+    split_final_assistant,
+    template_messages,
+)
 from sglang.srt.entrypoints.openai.protocol import (
     AnswerMessage,
     ChatChoice,
@@ -73,9 +78,16 @@ class ChatServing:
         _check(body)
         params = sampling_params(body, body.token_limit, self._settings.sampling_defaults)
         params |= grammar_params(body)
-        prompt = await self._prompt(body)
+        media = MessageMedia() if self._settings.takes_media else None
+        prompt = await self._prompt(body, media)
+        if prompt.stop:
+            params["stop"] = [*_listed(params.get("stop")), *prompt.stop]
+        media = media or MessageMedia()
         return GenerateReqInput(
             input_ids=prompt.input_ids,
+            image_data=media.images or None,
+            video_data=media.videos or None,
+            audio_data=media.audios or None,
             sampling_params=params,
             return_logprob=bool(body.logprobs),
             top_logprobs_num=body.top_logprobs or 0,
@@ -86,14 +98,15 @@ class ChatServing:
             extra_key=cache_key(body),
         )
 
-    async def _prompt(self, body: ChatCompletionRequest) -> ChatPrompt:
+    async def _prompt(self, body: ChatCompletionRequest, media: MessageMedia | None) -> ChatPrompt:
+        """The prompt; sources of media in the messages join `media`."""
         if self._templates is None:
             raise RequestError(
                 "this server runs with --skip-tokenizer-init, which leaves no chat template; "
                 "use /generate with input_ids"
             )
         messages, prefix = split_final_assistant(
-            template_messages(body.messages), body.continue_final_message
+            template_messages(body.messages, media), body.continue_final_message
         )
         return await self._templates.encode(
             messages, variables=_template_variables(body), prefix=prefix
@@ -228,6 +241,10 @@ def _check_tools(body: ChatCompletionRequest) -> None:
         raise RequestError(
             'tools are not supported by this server; leave them out or set tool_choice to "none"'
         )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _template_variables(body: ChatCompletionRequest) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def create_attention_backend(name: str, model_runner: Any) -> AttentionBackend:
 def _create_torch_native(model_runner: Any) -> AttentionBackend:
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-    return TorchNativeAttnBackend()
+    return TorchNativeAttnBackend(model_runner.model_config.facts.attention_chunk_size)
 
 
 @register_attention_backend("triton")
@@ -52,6 +52,7 @@ def _create_triton(model_runner: Any) -> AttentionBackend:
         num_kv_heads=model_runner.model_config.get_num_kv_heads(1),
         max_context_len=model_runner.req_to_token_pool.max_context_len,
         device=model_runner.device,
+        attention_chunk_size=model_runner.model_config.facts.attention_chunk_size,
     )
 
 

@@ -17,16 +17,39 @@ _MAX_SCORES = 1 << 25
 
 
 @dataclass(frozen=True)
+class BlockSparse:
+    """Which blocks of keys a query sees: the nearest `local_blocks`, its own included, and before them every `stride`-th. A head with
+    offset o counts blocks from o. `head_offsets`: int64 [H].
+    """
+
+    block_size: int
+    local_blocks: int
+    stride: int
+    head_offsets: torch.Tensor
+
+    def visible(self, positions: torch.Tensor, num_keys: int) -> torch.Tensor:
+        """Queries at `positions` [b, n], keys at 0 .. num_keys - 1: bool [b, H, n, m]. The causal rule is not in it."""
+        keys = torch.arange(num_keys, device=positions.device) // self.block_size  # [m]
+        is_near = positions[..., None] // self.block_size - keys < self.local_blocks  # [b, n, m]
+        is_kept = (keys + self.head_offsets[:, None] + 1) % self.stride == 0  # [H, m]
+        return is_near[:, None] | is_kept[:, None]
+
+
+@dataclass(frozen=True)
 class AttendOptions:
-    """How scores become weights. `sinks` [H]: logits of an extra key without value."""
+    """How scores become weights. `sinks` [H]: logits of an extra key without value. `alibi_slopes` [H]: what a score loses for every
+    token between its query and its key."""
 
     scale: float
     logit_cap: float = 0.0
     sinks: torch.Tensor | None = None
+    alibi_slopes: torch.Tensor | None = None
+    block_sparse: BlockSparse | None = None
 
     @property
     def is_plain(self) -> bool:
-        return self.logit_cap <= 0 and self.sinks is None
+        extras = (self.sinks, self.alibi_slopes, self.block_sparse)
+        return self.logit_cap <= 0 and all(extra is None for extra in extras)
 
 
 def attend(
@@ -118,6 +141,17 @@ def _softmax_block(
     if options.logit_cap > 0:
         scores = scores.div_(options.logit_cap).tanh_().mul_(options.logit_cap)
     scores = scores.unflatten(2, (group, num_rows))  # [b, K, G, n, m]
+    if options.alibi_slopes is not None:
+        # Keys are consecutive positions. Where a row's query stands does not matter: softmax takes no notice of what all scores share.
+        behind = torch.arange(1 - k.shape[1], 1, device=q.device)
+        scores += options.alibi_slopes.float().view(num_kv_heads, group, 1, 1) * behind
+    if options.block_sparse is not None:
+        # Keys start at position 0, and a query stands at the last key that it sees.
+        seen = torch.full((1, num_rows), k.shape[1], device=q.device)
+        places = (seen if mask is None else mask.sum(dim=-1)) - 1  # [b, n]
+        pattern = options.block_sparse.visible(places, k.shape[1])
+        by_group = pattern.unflatten(1, (num_kv_heads, group))  # [b, K, G, n, m]
+        scores = scores.masked_fill(~by_group, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
     weights = _softmax(scores, options.sinks).flatten(2, 3)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.long_prompt import attend_long_prompt, suits_long_prompt
 from sglang.srt.layers.attention.triton_ops import plan
 from sglang.srt.layers.attention.triton_ops.decode import DecodeOptions, decode_attention
 from sglang.srt.layers.attention.triton_ops.extend import (
@@ -64,9 +65,9 @@ class TritonAttnBackend(AttentionBackend):
         if device.type == "cuda":
             self.num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self.forward_metadata: StepMetadata | None = None
-        # Rows, lengths and encoder lengths of captured decodes, int64 [3, max batch].
-        self._graph_requests: torch.Tensor | None = None
+        # Captured decodes by batch size, and the split length that each has on the device.
         self._graph_steps: dict[int, StepMetadata] = {}
+        self._graph_split_lens: dict[int, int] = {}
 
     # --- metadata
 
@@ -85,9 +86,9 @@ class TritonAttnBackend(AttentionBackend):
             self.forward_metadata = StepMetadata(decode, extend)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Rows and lengths of captured decodes; what a graph reads stays where it is."""
-        self._graph_requests = torch.zeros(3, max_bs, dtype=torch.int64, device=self.device)
+        """Forget earlier captures. A capture reads the rows and lengths that it is given where they are."""
         self._graph_steps = {}
+        self._graph_split_lens = {}
 
     def init_forward_metadata_capture_cuda_graph(
         self,
@@ -99,20 +100,18 @@ class TritonAttnBackend(AttentionBackend):
         forward_mode: ForwardMode,
         spec_info: Any,
     ) -> None:
-        """Lay out a decode of `bs` requests whose grid suits any lengths."""
+        """Lay out a decode of `bs` requests whose grid suits any lengths. The graph will read the tensors given here."""
         if not forward_mode.is_decode() or spec_info is not None:
             raise ValueError(
                 f"the triton attention backend captures plain decodes only, not {forward_mode.name}"
             )
-        assert self._graph_requests is not None, "init_cuda_graph_state was not called"
-        graph_rows, graph_lens, graph_encoder_lens = self._graph_requests[:, :bs].unbind()
         longest = np.full(bs, self.max_context_len)
         num_splits = plan.count_graph_splits(bs, self.num_kv_heads, self.num_processors)
         split_len = torch.zeros(1, dtype=torch.int32, device=self.device)
-        decode = DecodeMetadata(graph_rows, graph_lens, longest)
+        decode = DecodeMetadata(req_pool_indices[:bs], seq_lens[:bs], longest)
         decode.splits[-1, 0, False] = Splits(num_splits, split_len)
         if encoder_lens is not None:
-            decode.encoder_lens = graph_encoder_lens
+            decode.encoder_lens = encoder_lens[:bs]
             decode.encoder_lens_cpu = longest
             decode.splits[-1, 0, True] = decode.splits[-1, 0, False]
         self._graph_steps[bs] = StepMetadata(decode)
@@ -150,13 +149,16 @@ class TritonAttnBackend(AttentionBackend):
         step = self._graph_steps[bs]
         decode = step.decode
         assert decode is not None
-        decode.rows.copy_(rows[:bs])
-        decode.lens.copy_(lens[:bs])
+        _refresh(decode.rows, rows[:bs])
+        _refresh(decode.lens, lens[:bs])
         if encoder_lens is not None and decode.encoder_lens is not None:
-            decode.encoder_lens.copy_(encoder_lens[:bs])
+            _refresh(decode.encoder_lens, encoder_lens[:bs])
         splits = decode.splits[-1, 0, False]
         planned = plan.plan_splits(lens_cpu, self.num_kv_heads, self.num_processors)
-        splits.split_len.fill_(plan.fit_splits(planned, splits.num_splits).split_len)
+        split_len = plan.fit_splits(planned, splits.num_splits).split_len
+        if self._graph_split_lens.get(bs) != split_len:  # it rarely changes
+            splits.split_len.fill_(split_len)
+            self._graph_split_lens[bs] = split_len
         self.forward_metadata = step
 
     # --- forward
@@ -323,6 +325,8 @@ class _LayerCall:
         with_decodes: bool,
     ) -> torch.Tensor:
         layer, metadata = self.layer, self.metadata
+        if k is not None and v is not None and self._is_long_prompt(extend, q):
+            return attend_long_prompt(q, k, v, layer.scaling)
         is_cross = layer.is_cross_attention
         is_causal = not (self.is_encoder or is_cross)
         new = None if k is None or v is None or is_cross else (k, v)
@@ -353,6 +357,22 @@ class _LayerCall:
             ),
             config,
         )
+
+    def _is_long_prompt(self, extend: ExtendMetadata, q: torch.Tensor) -> bool:
+        """One whole prompt without options, long enough for torch's fused attention to be faster?"""
+        layer = self.layer
+        is_plain = (
+            layer.attn_type == AttentionType.DECODER
+            and not layer.is_cross_attention
+            and self.sinks is None
+            and not layer.logit_cap
+            and self.chunk == 0
+            and (self.window <= 0 or self.window >= len(q))
+            and self.metadata.custom_mask is None
+            and layer.v_head_dim == layer.qk_head_dim
+        )
+        is_one = len(extend.new_lens_cpu) == 1 and extend.prefix_lens_cpu[0] == 0
+        return is_plain and is_one and suits_long_prompt(q)
 
     def _extend_batch(self, extend: ExtendMetadata, has_new: bool, has_pool: bool) -> ExtendBatch:
         bases, pool_lens = extend.prefix_lens, extend.prefix_lens
@@ -403,6 +423,12 @@ class _LayerCall:
             return 1.0, 1.0
         k_scale, v_scale = self.layer.k_scale_float, self.layer.v_scale_float
         return (1.0 if k_scale is None else k_scale), (1.0 if v_scale is None else v_scale)
+
+
+def _refresh(static: torch.Tensor, current: torch.Tensor) -> None:
+    """Bring a tensor that a graph reads up to date, unless the caller has written it in place."""
+    if static.data_ptr() != current.data_ptr():
+        static.copy_(current)
 
 
 def _is_scaled(buffer: torch.Tensor) -> bool:

@@ -188,13 +188,26 @@ class VisionAttention(nn.Module):
 def _attend_by_sequence(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: list[int]
 ) -> torch.Tensor:
-    """Full attention inside each run of rows, [b * s, H, d]."""
+    """Full attention inside each run of rows, [b * s, H, d]. Neighbours of one length go in one call."""
     out = torch.empty_like(q)
-    for start, end in zip(boundaries, boundaries[1:], strict=False):
-        q_part, k_part, v_part = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-        part = F.scaled_dot_product_attention(q_part, k_part, v_part)
-        out[start:end] = part[0].transpose(0, 1)
+    for start, end, length in _equal_runs(boundaries):
+        parts = [x[start:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v)]
+        found = F.scaled_dot_product_attention(*parts)  # [runs, H, length, d]
+        out[start:end] = found.transpose(1, 2).flatten(0, 1)
     return out
+
+
+def _equal_runs(boundaries: list[int]) -> list[tuple[int, int, int]]:
+    """`(first row, end, length)` of stretches of runs that are equally long; empty runs are left out."""
+    found: list[tuple[int, int, int]] = []
+    for start, end in zip(boundaries, boundaries[1:], strict=False):
+        if end == start:
+            continue
+        if found and found[-1][2] == end - start:
+            found[-1] = (found[-1][0], end, end - start)
+        else:
+            found.append((start, end, end - start))
+    return found
 
 
 def _boundaries(

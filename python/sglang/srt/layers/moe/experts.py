@@ -7,6 +7,8 @@ Legend: T tokens, D model width, I width inside an expert (of this rank), E expe
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -67,7 +69,13 @@ def _activate(hidden: torch.Tensor, config: MoeRunnerConfig) -> torch.Tensor:
 
 
 def _choose_activation(name: str):  # noqa: ANN202  (a function on tensors)
-    functions = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": _relu2}
+    functions = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "relu2": _relu2,
+    }
     if name not in functions:
         raise ValueError(
             f"activation={name!r} of experts is not supported; allowed: {', '.join(functions)}"

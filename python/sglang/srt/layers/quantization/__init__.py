@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 
 __all__ = ["QUANTIZATION_METHODS", "QuantizationConfig", "get_quantization_config"]
@@ -16,3 +18,12 @@ def get_quantization_config(quantization: str) -> type[QuantizationConfig]:
         known = ", ".join(sorted(QUANTIZATION_METHODS)) or "none"
         raise ValueError(f"quantization {quantization!r} is not supported; supported: {known}")
     return QUANTIZATION_METHODS[quantization]
+
+
+def __getattr__(name: str) -> Any:
+    """`Fp8Config`, imported when somebody asks for it: no model file of this package does."""
+    if name != "Fp8Config":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sglang.srt.layers.quantization.fp8 import Fp8Config
+
+    return Fp8Config

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from sglang.srt.layers.matmul import linear
 from sglang.srt.layers.quantization.base_config import LinearMethodBase, QuantizeMethodBase
+from sglang.srt.layers.triton_ops import suits_one_row_kernel
 from sglang.srt.utils import set_weight_attrs
 
 
@@ -39,7 +40,11 @@ class UnquantizedLinearMethod(LinearMethodBase):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return linear(x, layer.weight, bias)
+        if suits_one_row_kernel(x, layer.weight):
+            from sglang.srt.layers.triton_ops.few_rows import one_row_linear
+
+            return one_row_linear(x, layer.weight, bias)
+        return linear(x, layer.weight, bias, layer.needs_rows)
 
 
 class UnquantizedEmbeddingMethod(QuantizeMethodBase):
@@ -74,3 +79,12 @@ def _create_weight(rows: int, columns: int, dtype: torch.dtype, attrs: dict[str,
     loader = {"weight_loader": attrs["weight_loader"]} if "weight_loader" in attrs else {}
     set_weight_attrs(weight, {"input_dim": 1, "output_dim": 0, **loader})
     return weight
+
+
+def __getattr__(name: str) -> Any:
+    """`UnquantizedFusedMoEMethod` under this path; late, because the layers of experts import this module."""
+    if name != "UnquantizedFusedMoEMethod":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sglang.srt.layers.moe.unquantized import UnquantizedFusedMoEMethod
+
+    return UnquantizedFusedMoEMethod

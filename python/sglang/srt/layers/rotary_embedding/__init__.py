@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang.srt.layers.rotary_embedding.base import (
     LinearScalingRotaryEmbedding,
     RotaryEmbedding,
@@ -24,3 +26,12 @@ __all__ = [
     "rotate_half",
     "yarn_get_mscale",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Ernie4_5_VLRotaryEmbedding`, imported when somebody asks for it: no model file of this package does."""
+    if name != "Ernie4_5_VLRotaryEmbedding":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sglang.srt.layers.rotary_embedding.ernie_vl import Ernie4_5_VLRotaryEmbedding
+
+    return Ernie4_5_VLRotaryEmbedding

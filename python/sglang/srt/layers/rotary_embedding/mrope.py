@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.rotary_embedding.mrope_index import get_rope_index
 
 
 class MRotaryEmbedding(RotaryEmbedding):
@@ -65,6 +66,8 @@ class MRotaryEmbedding(RotaryEmbedding):
             )
         rows = positions.index_select(0, self._axis_of_column)  # [r, T]
         return self.rotate(self.cos_sin_cache.gather(0, rows.t()), query, key)
+
+    get_rope_index = staticmethod(get_rope_index)
 
 
 def _consecutive_axes(section: list[int]) -> list[int]:

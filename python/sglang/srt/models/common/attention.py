@@ -15,6 +15,7 @@ from torch import nn
 from sglang.srt.configs.hf_config import ModelFacts, RopeFacts
 from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
+from sglang.srt.layers.norm_rope import norm_rope_and_store
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope
@@ -85,6 +86,12 @@ class GQAttention(nn.Module):
         )
         self.q_norm = q_norm
         self.k_norm = k_norm
+        kind = type(self)
+        self._is_plain = (  # a subclass that prepares q and k in its own way is left to it
+            kind.norm_and_rotate is GQAttention.norm_and_rotate
+            and kind.norm_heads is GQAttention.norm_heads
+            and kind.rotate is GQAttention.rotate
+        )
         self.rotary_emb = None
         if use_rope:
             self.rotary_emb = get_rope(
@@ -140,8 +147,13 @@ class GQAttention(nn.Module):
     ) -> torch.Tensor:  # [T], [T, D] -> [T, D]
         qkv, _ = self.qkv_proj(hidden_states)  # [T, (H + 2K) * d]
         q, k, v = self.split(qkv)
-        q, k = self.norm_and_rotate(positions, q, k)
-        output, _ = self.o_proj(self.attn(q, k, v, forward_batch))  # [T, H * d] -> [T, D]
+        is_saved = self._is_plain and norm_rope_and_store(
+            positions, q, k, v, self.attn, forward_batch, self.rotary_emb, self.q_norm, self.k_norm
+        )
+        if not is_saved:
+            q, k = self.norm_and_rotate(positions, q, k)
+        attended = self.attn(q, k, v, forward_batch, save_kv_cache=not is_saved)
+        output, _ = self.o_proj(attended)  # [T, H * d] -> [T, D]
         return output
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -145,7 +145,9 @@ class CausalLM(nn.Module):
         self.is_tied = facts.tie_word_embeddings
         self.model: Any = self._init_model(config, quant_config, add_prefix("model", prefix))
         self.lm_head: Any = self._init_head(facts.vocab_size, facts.hidden_size, prefix)
-        self.logits_processor = LogitsProcessor(config, logit_scale=self.logit_scale(config))
+        self.logits_processor = LogitsProcessor(
+            self.text_config(config), logit_scale=self.logit_scale(config)
+        )
         self.pooler = Pooler(pooling_type=PoolingType.LAST, normalize=True)
         self.stacked_params_mapping = list(self.weight_map.stacked)
         self.capture_aux_hidden_states = False
@@ -168,6 +170,10 @@ class CausalLM(nn.Module):
             quant_config=self.quant_config,
             prefix=add_prefix("lm_head", prefix),
         )
+
+    def text_config(self, config: Any) -> Any:
+        """The language model's part of the config; a model with other parts overrides this."""
+        return config
 
     def logit_scale(self, config: Any) -> float | None:
         """Factor of the logits; None for one. A model that scales them overrides this."""

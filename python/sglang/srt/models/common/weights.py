@@ -15,7 +15,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.parameter import filled_shards, unfilled_shards
 from sglang.srt.layers.utils import get_layer_id
 from sglang.srt.model_loader.weight_utils import default_weight_loader
@@ -182,6 +181,20 @@ def unfuse_heads(num_heads: int, name: str, tensor: torch.Tensor) -> Iterator[Na
     yield name, tensor
 
 
+def unfuse_groups(
+    num_kv_heads: int, num_heads: int, name: str, tensor: torch.Tensor
+) -> Iterator[NamedTensor]:
+    """A `convert` for `qkv_proj` tensors that hold, one kv head after the other, its query heads, its key and its value: all q, all k,
+    all v. Other tensors pass.
+    """
+    if ".qkv_proj." in name:
+        group = num_heads // num_kv_heads
+        by_group = tensor.unflatten(0, (num_kv_heads, group + 2, -1))  # [kv heads, g + 2, d, ...]
+        parts = by_group.split([group, 1, 1], dim=1)
+        tensor = torch.cat([part.flatten(0, 2) for part in parts])
+    yield name, tensor
+
+
 def load_weights(
     model: nn.Module,
     weights: Iterable[NamedTensor],
@@ -265,6 +278,9 @@ def _copy(
 
 def _check_expert(model: nn.Module, target: str, expert: int) -> None:
     """The layer passes over experts of other ranks, so it cannot tell one that no rank has."""
+    # Late: models without experts do not need the layer.
+    from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+
     layer = model.get_submodule(target.rpartition(".")[0])
     if isinstance(layer, FusedMoE) and expert >= layer.num_experts:
         raise ValueError(f"expert {expert} of a layer with {layer.num_experts} experts")

@@ -76,7 +76,9 @@ def extend_config(num_rows: int, dim: int, v_dim: int, itemsize: int) -> KernelC
         return KernelConfig(16, 64, 4, 2)
     if width > 128:
         return KernelConfig(64, 32, 4, 2) if num_rows <= 64 else KernelConfig(128, 64, 8, 2)
-    return KernelConfig(64, 64, 4, 3) if num_rows <= 64 else KernelConfig(128, 64, 8, 3)
+    if num_rows <= 64 or width <= 64:
+        return KernelConfig(64, 64, 4, 3)
+    return KernelConfig(128, 64, 8, 3)
 
 
 def decode_config(group: int, dim: int, v_dim: int, itemsize: int) -> KernelConfig:
@@ -86,12 +88,12 @@ def decode_config(group: int, dim: int, v_dim: int, itemsize: int) -> KernelConf
         block_n = 16 if width > 256 else 32
         return KernelConfig(16, block_n, 4, 1 if width > 128 else 2)
     block_m = min(64, max(16, next_power_of_2(group)))
-    # Slots are loaded one stage before the keys at them, so that five stages hold two blocks of keys and values.
+    # Slots are loaded a stage before the keys at them: three stages hold one block of keys and values, five hold two.
     if width > 256:
         return KernelConfig(block_m, 32, 8, 2) if block_m > 16 else KernelConfig(16, 32, 4, 3)
     if width > 128:
         return KernelConfig(block_m, 32, 4, 5)
-    return KernelConfig(block_m, 64, 4, 5)
+    return KernelConfig(block_m, 128, 4, 3)
 
 
 def build_tiles(new_lens: np.ndarray, prefix_lens: np.ndarray, tokens_per_tile: int) -> np.ndarray:

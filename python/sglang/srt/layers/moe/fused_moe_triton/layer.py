@@ -14,7 +14,6 @@ import torch
 from torch.nn import Parameter
 
 from sglang.srt.distributed import (
-    divide,
     get_moe_expert_parallel_rank,
     get_moe_expert_parallel_world_size,
     get_moe_tensor_parallel_rank,
@@ -25,10 +24,18 @@ from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.moe.unquantized import UnquantizedFusedMoEMethod
-from sglang.srt.layers.moe.utils import RoutingMethodType
+from sglang.srt.layers.moe.utils import RoutingMethodType, get_moe_runner_backend
 from sglang.srt.layers.parameter import expect_shards, mark_filled
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.weight_placement import copy_into, slice_for_rank
+from sglang.srt.utils.errors import ConfigError
+
+__all__ = [
+    "FusedMoE",
+    "FusedMoeWeightScaleSupported",
+    "UnquantizedFusedMoEMethod",
+    "get_moe_runner_backend",
+]
 
 # (fused parameter, part of the checkpoint name, expert, shard id)
 ExpertMapping = tuple[str, str, int, str]
@@ -97,8 +104,10 @@ class FusedMoE(torch.nn.Module):
         self.moe_ep_rank = get_moe_expert_parallel_rank()
         self.moe_tp_size = get_moe_tensor_parallel_world_size()
         self.moe_tp_rank = get_moe_tensor_parallel_rank()
-        self.num_local_experts = divide(num_experts, self.moe_ep_size)
-        self.intermediate_size_per_partition = divide(intermediate_size, self.moe_tp_size)
+        self.num_local_experts = self._cut(num_experts, self.moe_ep_size, "ep_size", "experts")
+        self.intermediate_size_per_partition = self._cut(
+            intermediate_size, self.moe_tp_size, "moe_tp_size", "intermediate size"
+        )
         # Compatibility: scaling happens here, and there is no dispatcher between ranks.
         self.should_fuse_routed_scaling_factor_in_topk = False
         self.dispatcher = None
@@ -233,6 +242,15 @@ class FusedMoE(torch.nn.Module):
             for e in range(num_experts)
             for shard_id in ("w1", "w2", "w3")
         ]
+
+    def _cut(self, size: int, num_ranks: int, name: str, what: str) -> int:
+        """A rank's part. Raises ConfigError naming the layer and both numbers when there is a remainder."""
+        if size % num_ranks != 0:
+            raise ConfigError(
+                f"{name}={num_ranks} does not divide the {what} {size} of the experts at {self.prefix!r}; "
+                "choose a parallel size that does"
+            )
+        return size // num_ranks
 
     def _choose_method(self) -> Any:
         if self.quant_config is None:

@@ -1,0 +1,1 @@
+"""Memory that devices share. Compatibility: collectives use ordinary memory."""

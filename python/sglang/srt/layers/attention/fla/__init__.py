@@ -1,0 +1,1 @@
+"""Functions of linear attention, in plain torch where they exist."""

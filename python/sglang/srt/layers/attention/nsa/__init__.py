@@ -1,0 +1,1 @@
+"""DeepSeek's sparse attention. Compatibility: not implemented; checkpoints that need it are refused."""

@@ -1,0 +1,99 @@
+"""The way of q, k and v from their projection to attention, where a GPU does it in one kernel.
+
+Layers call `norm_rope_and_store` first and go their own way, norm by norm, when it declines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.triton_ops import has_triton
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+_DIMS = (32, 64, 128, 256)
+
+
+def norm_rope_and_store(
+    positions: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn: RadixAttention,
+    forward_batch: Any,
+    rotary_emb: Any,
+    q_norm: Any,
+    k_norm: Any,
+) -> bool:
+    """Norm every head of q [T, H * d] and k [T, K * d], rotate them, and write k and v to the cache of `attn`.
+
+    True: done, q and k in place, and attention must not write to the cache again. False: nothing was changed, because the device,
+    the dtype, the kind of norm or rotation, or the pool asks for the separate layers. The result is the same either way.
+    """
+    if not q.is_cuda or not has_triton():
+        return False
+    pool = forward_batch.token_to_kv_pool
+    suits = (
+        _suits_rope(rotary_emb, attn)
+        and _suits_norms(q_norm, k_norm, attn)
+        and positions.dim() == 1
+        and type(pool) is MHATokenToKVPool
+        and pool.dtype == q.dtype == v.dtype
+        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    )
+    if not suits:
+        return False
+    from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
+
+    norm = None
+    if q_norm is not None:
+        norm = HeadNorm(q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
+    norm_rope_store(
+        q,
+        k,
+        v,
+        positions,
+        rotary_emb.cos_sin_cache,
+        norm,
+        *pool.get_kv_buffer(attn.layer_id),
+        forward_batch.out_cache_loc,
+    )
+    return True
+
+
+def _suits_rope(rotary_emb: Any, attn: RadixAttention) -> bool:
+    """A plain table that rotates whole heads, pairing the halves."""
+    return (
+        type(rotary_emb) is RotaryEmbedding
+        and rotary_emb.is_neox_style
+        and rotary_emb.rotary_dim == rotary_emb.head_size == attn.qk_head_dim == attn.v_head_dim
+        and attn.qk_head_dim in _DIMS
+        and not attn.is_cross_attention
+        and attn.attn_type != AttentionType.ENCODER_ONLY
+    )
+
+
+def _suits_norms(q_norm: Any, k_norm: Any, attn: RadixAttention) -> bool:
+    """No norms, or two plain RMS norms over the head dim."""
+    if q_norm is None and k_norm is None:
+        return True
+    return (
+        _is_plain(q_norm, attn)
+        and _is_plain(k_norm, attn)
+        and q_norm.variance_epsilon == k_norm.variance_epsilon
+    )
+
+
+def _is_plain(norm: Any, attn: RadixAttention) -> bool:
+    return (
+        type(norm) is RMSNorm
+        and norm.hidden_size == attn.qk_head_dim
+        and norm.has_weight
+        and norm.var_hidden_size is None
+        and norm.override_orig_dtype is None
+        and not norm.cast_x_before_out_mul
+    )

@@ -1,0 +1,85 @@
+"""The product of one row with a weight, which is nothing but reading the weight: y = x W^T + b.
+
+A matrix product made for many rows reads a small weight at a third of the memory's rate, because too few programs have too few reads
+on their way. Here each program reads a few whole rows of the weight in wide pieces, all of them asked for at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.triton_ops import next_power_of_2
+
+_PIECE = 1024
+
+
+def one_row_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [1, in], weight [out, in] of the same 16-bit dtype, rows contiguous -> [1, out]. Sums in float32."""
+    num_out, width = weight.shape
+    out = torch.empty(1, num_out, dtype=x.dtype, device=x.device)
+    rows, piece, num_warps = _tile(num_out, width)
+    _one_row_kernel[(triton.cdiv(num_out, rows),)](
+        x,
+        weight,
+        x if bias is None else bias,
+        out,
+        num_out,
+        weight.stride(0),
+        WIDTH=width,
+        ROWS=rows,
+        PIECE=piece,
+        BIAS=bias is not None,
+        num_warps=num_warps,
+    )
+    return out
+
+
+def _tile(num_out: int, width: int) -> tuple[int, int, int]:
+    """(rows, columns at a time, warps) of a program, from a sweep on an H200.
+
+    One row by eight warps is best or nearly so wherever a row is long or rows are few.
+    """
+    widest = next_power_of_2(width)
+    if width <= 1024:
+        return 2, min(_PIECE, widest), 4
+    if width > 8192:
+        return 2, min(2 * _PIECE, widest), 4
+    return 1, min(_PIECE, widest), 8
+
+
+@triton.jit(do_not_specialize=["num_out"])
+def _one_row_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    num_out,
+    stride,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIECE: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PIECE)
+    source = weight + row.to(tl.int64)[:, None] * stride
+    is_row = row < num_out
+    total = tl.zeros([ROWS, PIECE], tl.float32)
+    for start in tl.static_range(0, WIDTH, PIECE):
+        inside = start + column < WIDTH
+        w = tl.load(
+            source + (start + column)[None, :],
+            mask=is_row[:, None] & inside[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        value = tl.load(x + start + column, mask=inside, other=0.0)
+        total += w.to(tl.float32) * value.to(tl.float32)[None, :]
+    result = tl.sum(total, 1)
+    if BIAS:
+        result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=is_row)

@@ -1,0 +1,68 @@
+"""Copies the tensors of a decode into the buffers that a captured graph reads, and fills the rest with padding."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 128
+# Lines of the buffer.
+INPUT_IDS, ROWS, SEQ_LENS, POSITIONS, SLOTS = range(5)
+NUM_LINES = 5
+
+
+def fill_graph_inputs(
+    buffer: torch.Tensor,
+    input_ids: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    size: int,
+    padding_len: int,
+) -> None:
+    """The first entries of each line of `buffer` int64 [5, N] become the tensors [B] int64, the next ones up to `size`
+    padding: token 0, row 0, position 0 and slot 0 (the padding page), `padding_len` keys."""
+    _fill_kernel[(triton.cdiv(size, _BLOCK),)](
+        buffer,
+        input_ids,
+        rows,
+        seq_lens,
+        positions,
+        slots,
+        len(input_ids),
+        size,
+        buffer.stride(0),
+        padding_len,
+        BLOCK=_BLOCK,
+        num_warps=4,
+    )
+
+
+@triton.jit(
+    do_not_specialize=["num_real", "size", "padding_len"],
+    do_not_specialize_on_alignment=["input_ids", "rows", "seq_lens", "positions", "slots"],
+)
+def _fill_kernel(
+    buffer,
+    input_ids,
+    rows,
+    seq_lens,
+    positions,
+    slots,
+    num_real,
+    size,
+    stride,
+    padding_len,
+    BLOCK: tl.constexpr,
+):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_real, inside = index < num_real, index < size
+    target = buffer + index
+    tl.store(target, tl.load(input_ids + index, mask=is_real, other=0), mask=inside)
+    tl.store(target + stride, tl.load(rows + index, mask=is_real, other=0), mask=inside)
+    lens = tl.load(seq_lens + index, mask=is_real, other=0)
+    tl.store(target + 2 * stride, tl.where(is_real, lens, padding_len), mask=inside)
+    tl.store(target + 3 * stride, tl.load(positions + index, mask=is_real, other=0), mask=inside)
+    tl.store(target + 4 * stride, tl.load(slots + index, mask=is_real, other=0), mask=inside)

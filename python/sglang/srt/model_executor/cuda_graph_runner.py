@@ -1,0 +1,244 @@
+"""Decode steps as captured CUDA graphs: one launch in place of several hundred.
+
+A graph is captured for each of a few batch sizes. A step of B requests is copied into static buffers, padded to the next captured
+size, and replayed. Padding requests read one slot and write to the padding page; nothing reads what they compute. Captures share
+one memory pool, so that together they take what the largest needs.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+from sglang.srt.layers.triton_ops import has_triton
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.platforms import Platform
+from sglang.srt.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_is_capturing = False
+
+
+def get_is_capture_mode() -> bool:
+    """True while graphs are being captured, their warm-up included."""
+    return _is_capturing
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """Which batch sizes to capture, ascending. Without `pad` a step runs in a graph only at its exact size."""
+
+    batch_sizes: tuple[int, ...]
+    pad: bool = True
+
+
+@dataclass
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    batch: ForwardBatch  # over the static buffers
+    output: LogitsProcessorOutput
+
+
+class CudaGraphRunner:
+    """Captures at construction, replays afterwards.
+
+    Args:
+        config: the batch sizes.
+        forward: runs the model on a batch whose attention metadata are ready; returns its output.
+        pools: an eager batch, of which the pools and the backend are taken.
+        platform: for memory figures.
+
+    Raises ConfigError when memory runs out, and RuntimeError when the model does something that cannot be captured.
+    """
+
+    def __init__(
+        self,
+        config: GraphConfig,
+        forward: Callable[[ForwardBatch], LogitsProcessorOutput],
+        backend: AttentionBackend,
+        pools: dict[str, Any],
+        platform: Platform,
+    ) -> None:
+        self._sizes = list(config.batch_sizes)
+        self._pad = config.pad
+        self._forward = forward
+        self._backend = backend
+        self._pools = pools
+        self._platform = platform
+        self._padding_len = backend.get_cuda_graph_seq_len_fill_value()
+        from sglang.srt.layers.triton_ops import graph_inputs
+
+        self._lines = graph_inputs
+        largest = self._sizes[-1]
+        shape = (graph_inputs.NUM_LINES, -(-largest // 16) * 16)  # lines start at whole 128 bytes
+        self._buffer = torch.zeros(shape, dtype=torch.int64, device=platform.device)
+        self._buffer[graph_inputs.SEQ_LENS] = self._padding_len
+        self._captured: dict[int, _Captured] = {}
+        self.num_bytes = 0
+        self._capture_all()
+
+    # --- replay
+
+    def can_replay(self, batch: ForwardBatch) -> bool:
+        """Is it a plain decode of a captured size?"""
+        return (
+            batch.forward_mode.is_decode()
+            and self._size_for(batch.batch_size) is not None
+            and batch.spec_info is None
+            and batch.encoder_lens_cpu is None
+            and batch.encoder_lens is None
+            and batch.input_embeds is None
+            and batch.mm_input_embeds is None
+            and batch.mrope_positions is None
+            and not batch.capture_hidden_mode.need_capture()
+        )
+
+    def replay(self, batch: ForwardBatch) -> LogitsProcessorOutput:
+        """The output of the model for the real requests. Its tensors are overwritten by the next replay."""
+        size = self._size_for(batch.batch_size)
+        assert size is not None, f"no graph for a batch of {batch.batch_size}"
+        captured = self._captured[size]
+        static = captured.batch
+        self._lines.fill_graph_inputs(
+            self._buffer,
+            batch.input_ids,
+            batch.req_pool_indices,
+            batch.seq_lens,
+            batch.positions,
+            batch.out_cache_loc,
+            size,
+            self._padding_len,
+        )
+        self._backend.init_forward_metadata_replay_cuda_graph(
+            size,
+            static.req_pool_indices,
+            static.seq_lens,
+            batch.seq_lens_sum,
+            None,
+            ForwardMode.DECODE,
+            None,
+            batch.seq_lens_cpu,
+        )
+        captured.graph.replay()
+        logits = captured.output.next_token_logits
+        assert logits is not None, "the captured model has no logits"
+        return LogitsProcessorOutput(logits[: batch.batch_size])
+
+    def _size_for(self, batch_size: int) -> int | None:
+        index = bisect.bisect_left(self._sizes, batch_size)
+        if index == len(self._sizes):
+            return None
+        size = self._sizes[index]
+        return size if self._pad or size == batch_size else None
+
+    # --- capture
+
+    def _capture_all(self) -> None:
+        """Largest first: the later ones fit into its memory."""
+        started, free = time.perf_counter(), self._platform.free_memory()
+        sizes = self._sizes
+        logger.info("Capture cuda graph begin. bs=%s, avail mem=%.2f GiB", sizes, free / 2**30)
+        self._backend.init_cuda_graph_state(sizes[-1], sizes[-1])
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(self._platform.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with _capture_mode(), torch.cuda.stream(stream):
+                for size in reversed(sizes):
+                    self._captured[size] = self._capture(size, pool)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"out of GPU memory while capturing graphs for up to {sizes[-1]} requests; lower "
+                "--mem-fraction-static or --cuda-graph-max-bs, or pass --disable-cuda-graph"
+            ) from error
+        torch.cuda.current_stream().wait_stream(stream)
+        self.num_bytes = max(0, free - self._platform.free_memory())
+        logger.info(
+            "Capture cuda graph end. Time elapsed: %.2f s. mem usage=%.2f GiB. avail mem=%.2f GiB",
+            time.perf_counter() - started,
+            self.num_bytes / 2**30,
+            self._platform.free_memory() / 2**30,
+        )
+
+    def _capture(self, size: int, pool: Any) -> _Captured:
+        batch = self._static_batch(size)
+        self._backend.init_forward_metadata_capture_cuda_graph(
+            size, size, batch.req_pool_indices, batch.seq_lens, None, ForwardMode.DECODE, None
+        )
+        self._forward(batch)  # compiles and loads kernels, which a capture may not
+        if not self._captured:
+            with _no_synchronisation():
+                self._forward(batch)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile, hence the thread's own error mode.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            output = self._forward(batch)
+        finally:
+            graph.capture_end()
+        return _Captured(graph, batch, output)
+
+    def _static_batch(self, size: int) -> ForwardBatch:
+        ids, rows, lens, positions, slots = self._buffer[:, :size].unbind()
+        return ForwardBatch(
+            forward_mode=ForwardMode.DECODE,
+            batch_size=size,
+            input_ids=ids,
+            req_pool_indices=rows,
+            seq_lens=lens,
+            seq_lens_cpu=torch.full((size,), self._padding_len, dtype=torch.int64),
+            seq_lens_sum=size * self._padding_len,
+            out_cache_loc=slots,
+            positions=positions,
+            attn_backend=self._backend,
+            **self._pools,
+        )
+
+
+def why_not_captured(model: nn.Module) -> str | None:
+    """What in `model` keeps its decode steps out of graphs; None when nothing is known to."""
+    if not has_triton():
+        return "the package triton is not installed"
+    if any(isinstance(module, FusedMoE) for module in model.modules()):
+        return "its experts read the router's choices on the host"
+    return None
+
+
+@contextlib.contextmanager
+def _capture_mode() -> Iterator[None]:
+    """Inside, `get_is_capture_mode` is true and no garbage is collected: freed memory would be part of a graph."""
+    global _is_capturing
+    was_collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    _is_capturing = True
+    try:
+        yield
+    finally:
+        _is_capturing = False
+        if was_collecting:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _no_synchronisation() -> Iterator[None]:
+    """Makes a hidden wait for the device an error here, where it is still harmless."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

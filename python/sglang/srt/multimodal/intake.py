@@ -1,0 +1,94 @@
+"""What the scheduler does with the media of a request: pad values, prefix-cache keys, and checks of what came with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sglang.srt.managers.step_plan import RowMedia
+from sglang.srt.multimodal.content import cache_keys
+from sglang.srt.multimodal.inputs import MultimodalDataItem, MultimodalInputs
+from sglang.srt.multimodal.transport import unpack
+
+PadInputIds = Callable[[list[int], MultimodalInputs], list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestMedia:
+    """The scheduler's share: what the ranks are sent, one cache key per prompt position, and the position of the first output."""
+
+    sent: RowMedia
+    keys: list[int]
+    next_position: int
+
+
+class MediaIntake:
+    """Takes media for one model.
+
+    Args:
+        pad_input_ids: the model's method of that name.
+        hidden_size: width of the rows that a client may send in place of media.
+    """
+
+    def __init__(self, pad_input_ids: PadInputIds, hidden_size: int) -> None:
+        self._pad_input_ids = pad_input_ids
+        self._hidden_size = hidden_size
+
+    def take(self, packed: bytes, input_ids: list[int]) -> RequestMedia:
+        """Raises ValueError for media that do not fit the prompt or the model."""
+        inputs = MultimodalInputs.from_dict(unpack(packed, with_features=False))
+        for item in inputs.mm_items:
+            _check_offsets(item, len(input_ids))
+            self._check_rows(item)
+        positions = inputs.mrope_positions
+        next_position = _next_position(inputs, len(input_ids))
+        padded = self._pad_input_ids(list(input_ids), inputs)
+        if len(padded) != len(input_ids):
+            raise ValueError(
+                f"pad_input_ids made {len(padded)} ids of {len(input_ids)}; the processor must expand the prompt"
+            )
+        keys = cache_keys(padded, inputs.mm_items, positions)
+        ids = np.asarray(padded, np.int64).tobytes()
+        return RequestMedia(RowMedia(inputs=packed, padded_ids=ids), keys, next_position)
+
+    def _check_rows(self, item: MultimodalDataItem) -> None:
+        rows = item.precomputed_embeddings
+        if rows is None:
+            return
+        places = sum(last - first + 1 for first, last in item.offsets or [])
+        if not isinstance(rows, torch.Tensor) or not rows.is_floating_point() or rows.dim() < 2:
+            raise ValueError("precomputed embeddings must be a matrix of floating-point numbers")
+        count = rows.numel() // max(rows.shape[-1], 1)
+        if rows.shape[-1] < self._hidden_size or count != places:
+            raise ValueError(
+                f"precomputed embeddings of shape {list(rows.shape)} do not fit {places} places of "
+                f"width {self._hidden_size} in the prompt"
+            )
+
+
+def _next_position(inputs: MultimodalInputs, prompt_len: int) -> int:
+    """The position behind the prompt, which a video may put far beyond its length."""
+    positions, delta = inputs.mrope_positions, inputs.mrope_position_delta
+    if positions is None:
+        return prompt_len
+    if tuple(positions.shape) != (3, prompt_len):
+        raise ValueError(
+            f"mrope_positions has the shape {list(positions.shape)} for a prompt of {prompt_len} tokens"
+        )
+    if prompt_len and int(positions.min()) < 0:
+        raise ValueError("mrope_positions must not be negative")
+    after = int(positions.max()) + 1 if prompt_len else 0
+    return after if delta is None else max(after, prompt_len + int(delta))
+
+
+def _check_offsets(item: MultimodalDataItem, prompt_len: int) -> None:
+    end = -1
+    for first, last in item.offsets or []:
+        if not end < first <= last < prompt_len:
+            raise ValueError(
+                f"media offsets {item.offsets} are not ascending places in a prompt of {prompt_len} tokens"
+            )
+        end = last

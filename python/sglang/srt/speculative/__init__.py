@@ -1,0 +1,1 @@
+"""Speculative decoding: so far only the names of its algorithms."""

@@ -1,0 +1,162 @@
+"""Every tiny model that takes media, in every form with media, against transformers; and what the prefix cache must not share."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from models.configs_vlm import VLM_CASES
+from models.record import note
+
+from sglang.srt.managers.step_plan import StepPlan
+from sglang.srt.model_executor.batch_builder import BatchBuilder
+from sglang.srt.multimodal import intake
+from sglang.srt.multimodal.inputs import MultimodalDataItem
+from sglang.verify.forms import Ask, Form, batch_of, forms_named
+from sglang.verify.media import MediaProof, require_family
+from sglang.verify.media_forms import media_forms
+from sglang.verify.media_tiny import write_media_config
+from sglang.verify.tiny import tiny_config
+
+_PROMPTS = require_family([VLM_CASES["qwen2-vl"].architecture]).prompts(
+    tiny_config(VLM_CASES["qwen2-vl"].architecture)
+)
+FORMS = media_forms(_PROMPTS)
+TEXT_FORMS = forms_named(["whole prefill", "full hit", "mixed with prefill, page 1"])
+WHOLE = Form("an image and a video", (Ask("image and video", num_tokens=2),))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def proof(request: Any, tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
+    """One per model, used for all of its forms."""
+    case = VLM_CASES[request.param]
+    raw = copy.deepcopy(tiny_config(case.architecture))
+    raw["text_config"].update(case.text)
+    raw["vision_config"].update(case.vision)
+    folder = write_media_config(raw, tmp_path_factory.mktemp(request.param))
+    return MediaProof(str(folder), require_family(raw["architectures"]), raw)
+
+
+@pytest.mark.parametrize("form", (*FORMS, *TEXT_FORMS), ids=lambda form: form.name)
+@pytest.mark.parametrize("proof", list(VLM_CASES), indirect=True, scope="module")
+def test_form(proof: MediaProof, form: Form, request: pytest.FixtureRequest) -> None:
+    result = proof.run(form)
+    case = request.node.callspec.params["proof"]
+    note(request, case, VLM_CASES[case].architecture, result)
+    assert result.passed, result.detail
+
+
+@pytest.mark.parametrize("proof", list(VLM_CASES), indirect=True, scope="module")
+def test_every_parameter_counts(proof: MediaProof) -> None:
+    """A tenth of its spread added at random to any one parameter is noticed, those of the tower included."""
+    assert proof.run(WHOLE).passed
+    unnoticed = []
+    for name, parameter in proof.subject(1).model.named_parameters():
+        original = parameter.detach().clone()
+        noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            parameter += 0.1 * original.std() * noise
+        if proof.run(WHOLE).passed:
+            unnoticed.append(name)
+        with torch.no_grad():
+            parameter.copy_(original)
+    assert not unnoticed
+    assert proof.run(WHOLE).passed, "the parameters were not restored"
+
+
+# --- controls: what must be noticed
+
+
+@pytest.fixture
+def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
+    raw = tiny_config("Qwen2VLForConditionalGeneration")
+    folder = write_media_config(raw, tmp_path_factory.mktemp("control"))
+    return MediaProof(str(folder), require_family(raw["architectures"]), raw)
+
+
+def _collide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All media have one pad value and one hash."""
+
+    def set_pad_value(self: MultimodalDataItem) -> None:
+        self.hash, self.pad_value = 7, 1_000_007
+
+    monkeypatch.setattr(MultimodalDataItem, "set_pad_value", set_pad_value)
+
+
+def _forms(part: str) -> list[Form]:
+    return [form for form in FORMS if part in form.name]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [*_forms("another image"), *_forms("second image differs"), *_forms("together")],
+    ids=lambda form: form.name,
+)
+def test_colliding_pad_values_leak_nothing(
+    qwen2_vl: MediaProof, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _collide(monkeypatch)
+    result = qwen2_vl.run(form)
+    assert result.passed, result.detail
+
+
+def test_keys_made_of_pad_values_would_leak(
+    qwen2_vl: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adversary is real: with pad values as cache keys the second image is answered with the first."""
+    _collide(monkeypatch)
+    monkeypatch.setattr(intake, "cache_keys", lambda padded, items, positions: list(padded))
+    result = qwen2_vl.run(_forms("another image, page 1")[0])
+    assert not result.passed
+    assert result.max_abs_diff > result.bound
+
+
+def test_positions_in_one_row_are_noticed(
+    qwen2_vl: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = BatchBuilder.build
+
+    def build(self: BatchBuilder, plan: StepPlan) -> Any:
+        batch = honest(self, plan)
+        batch.mrope_positions = batch.positions.repeat(3, 1)
+        return batch
+
+    monkeypatch.setattr(BatchBuilder, "build", build)
+    assert not qwen2_vl.run(WHOLE).passed
+    text = Form("text", (Ask("short", num_tokens=4),))
+    assert qwen2_vl.run(text).passed, "text has three equal rows"
+
+
+def test_the_tower_runs_once_for_the_same_image(
+    qwen2_vl: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight requests at once, their prefix not cached yet, and chunks that cut the image."""
+    model: Any = qwen2_vl.subject(1).model
+    honest, runs = model.visual.forward, []
+
+    def forward(patches: torch.Tensor, grid: Any) -> torch.Tensor:
+        runs.append(len(patches))
+        return honest(patches, grid)
+
+    monkeypatch.setattr(model.visual, "forward", forward)
+    asks = tuple(Ask("image", num_tokens=2) for _ in range(8))
+    assert qwen2_vl.run(Form("eight", asks, expects=(batch_of(8, "decode"),))).passed
+    assert len(runs) == 1
+    runs.clear()
+    chunked = next(form for form in FORMS if form.name == "media: chunks of 5, page 1")
+    assert qwen2_vl.run(chunked).passed
+    assert len(runs) == 3, "two images and a video"

@@ -1,0 +1,212 @@
+"""The Triton kernels of layers against their plain torch forms; run by `test_triton_layers.py` in Triton's interpreter, and by
+`test/gpu/test_layers_gpu.py` on a GPU.
+
+In the interpreter it needs TRITON_INTERPRET=1 before Triton is imported, hence a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
+from sglang.srt.layers.rotary_embedding import get_rope
+from sglang.srt.layers.triton_ops import choose, graph_inputs
+from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
+from sglang.srt.layers.triton_ops.few_rows import one_row_linear
+from sglang.srt.layers.triton_ops.gated import gated_activation
+from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
+from sglang.srt.layers.triton_ops.norm import rms_norm
+from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16] + ([] if IS_INTERPRETED else [torch.bfloat16])
+# One rounding of the result, and the order of a sum.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(monkeypatch):
+    torch.manual_seed(0)
+    if IS_INTERPRETED:  # whose time goes with the width of a block
+        monkeypatch.setattr(choose, "_BLOCK", 1024)
+        monkeypatch.setattr(choose, "_DRAW_BLOCK", 64)
+    with torch.device(DEVICE), torch.inference_mode():
+        yield
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    bound = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
+
+
+def native_norm(cls, width, **kwargs):
+    norm = cls(width, **kwargs)
+    norm.weight.data.copy_(torch.randn(width))
+    return norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 96, 1000])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_rms_norm(dtype, width, has_residual):
+    norm = native_norm(RMSNorm, width, eps=1e-5)
+    norm.weight.data = norm.weight.to(dtype)
+    x = (torch.randn(5, width) * 3).to(dtype)
+    residual = torch.randn(5, width).to(dtype) if has_residual else None
+    got, total = rms_norm(x, norm.weight, 1e-5, residual)
+    want = norm.forward_native(x, residual)
+    if residual is None:
+        check(got, want)
+        assert total is x
+    else:
+        check(got, want[0])
+        assert torch.equal(total, want[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_options(dtype):
+    x = torch.randn(3, 4, 64).to(dtype)
+    rounding = native_norm(RMSNorm, 64, cast_x_before_out_mul=True)
+    rounding.weight.data = rounding.weight.to(dtype)
+    weight = rounding.weight
+    check(
+        rms_norm(x, weight, 1e-6, round_before_weight=True)[0], rounding.forward_native(x).to(dtype)
+    )
+    unweighted = RMSNorm(64, has_weight=False)
+    check(rms_norm(x, None, 1e-6)[0], unweighted.forward_native(x))
+    for cls in (GemmaRMSNorm, Gemma3RMSNorm):
+        gemma = native_norm(cls, 64)
+        check(rms_norm(x, gemma.weight, 1e-6, weight_offset=1.0)[0], gemma.forward_native(x))
+
+
+def test_rms_norm_of_rows_apart():
+    """Rows of a wider matrix, as the heads of a projection are."""
+    wide = torch.randn(6, 80)
+    norm = native_norm(RMSNorm, 32)
+    check(
+        rms_norm(wide[:, 10:42], norm.weight, 1e-6)[0],
+        norm.forward_native(wide[:, 10:42].contiguous()),
+    )
+    empty = rms_norm(wide[:0, :32], norm.weight, 1e-6, wide[:0, :32])
+    assert empty[0].shape == empty[1].shape == (0, 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name, layer",
+    [
+        ("silu", SiluAndMul()),
+        ("gelu_tanh", GeluAndMul("tanh")),
+        ("gelu", GeluAndMul("none")),
+    ],
+)
+def test_gated_activations(dtype, name, layer):
+    x = (torch.randn(3, 2 * 1100) * 4).to(dtype)
+    check(gated_activation(x, name), layer.forward_native(x))
+    assert gated_activation(x[:0], name).shape == (0, 1100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("heads", [(8, 4), (3, 1), (6, 2)])
+def test_norm_rope_store(dtype, has_norm, heads):
+    num_q, num_kv, dim, num_tokens, num_slots = *heads, 32, 5, 11
+    qkv = torch.randn(num_tokens, (num_q + 2 * num_kv) * dim).to(dtype)
+    sizes = [num_q * dim, num_kv * dim, num_kv * dim]
+    positions = torch.tensor([0, 7, 63, 7, 12])
+    slots = torch.tensor([3, 0, 10, 5, 1])
+    rope = get_rope(dim, dim, 64, 10000.0)
+    q_norm, k_norm = native_norm(RMSNorm, dim, eps=1e-5), native_norm(RMSNorm, dim, eps=1e-5)
+    q, k, v = qkv.clone().split(sizes, dim=-1)
+    if has_norm:
+        q = q_norm.forward_native(q.reshape(-1, dim)).view(q.shape)
+        k = k_norm.forward_native(k.reshape(-1, dim)).view(k.shape)
+    want_q, want_k = rope.forward_native(positions, q, k)
+    pools = [torch.zeros(num_slots, num_kv, dim, dtype=dtype) for _ in range(2)]
+
+    got = qkv.clone().split(sizes, dim=-1)
+    norm = HeadNorm(q_norm.weight, k_norm.weight, 1e-5) if has_norm else None
+    norm_rope_store(*got, positions, rope.cos_sin_cache, norm, *pools, slots)
+    check(got[0], want_q)
+    check(got[1], want_k)
+    assert torch.equal(got[2], v)
+    assert torch.equal(pools[0][slots], got[1].view(num_tokens, num_kv, dim))
+    assert torch.equal(pools[1][slots], v.reshape(num_tokens, num_kv, dim))
+    unused = [s for s in range(num_slots) if s not in slots.tolist()]
+    assert not pools[0][unused].any() and not pools[1][unused].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_out, width", [(40, 96), (7, 1500), (33, 9000)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_row_linear(dtype, num_out, width, has_bias):
+    x = torch.randn(1, width).to(dtype)
+    weight = (torch.randn(num_out, width) / width**0.5).to(dtype)
+    bias = torch.randn(num_out).to(dtype) if has_bias else None
+    want = torch.nn.functional.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    check(one_row_linear(x, weight, bias), want.to(dtype))
+
+
+@pytest.mark.parametrize("vocab", [10, 1024, 5001])
+def test_greedy_choice(vocab):
+    logits = torch.randn(4, vocab)
+    logits[1, vocab - 1] = 50.0
+    logits[2, [3, vocab - 2]] = 60.0  # a tie: the first wins
+    ids, bad = choose_tokens(logits)
+    assert ids.tolist() == logits.argmax(-1).tolist() and ids[2] == 3 and ids[1] == vocab - 1
+    assert not bad.any()
+
+
+def test_bad_rows_are_flagged_and_have_a_valid_id():
+    logits = torch.randn(5, 5000)
+    logits[0, 4500] = float("nan")
+    logits[1] = float("-inf")
+    logits[2, 7] = float("inf")
+    logits[3, :4999] = float("-inf")
+    top_k = torch.full((5, 1), 5000)
+    for draw in (None, Draw(None, top_k, 1)):
+        ids, bad = choose_tokens(logits, draw)
+        assert bad.tolist() == [True, True, True, False, False]
+        assert ((ids >= 0) & (ids < 5000)).all() and ids[3] == 4999
+
+
+def test_draws_follow_the_distribution_and_the_seed():
+    probabilities = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0])
+    temperature, count = 0.7, 300 if IS_INTERPRETED else 30000
+    logits = (probabilities.log() * temperature).repeat(count, 1)
+    draw = Draw(torch.full((count, 1), temperature), torch.full((count, 1), 5), seed=11)
+    ids, bad = choose_tokens(logits, draw)
+    found = torch.bincount(ids, minlength=5) / count
+    # Five standard deviations of the largest.
+    bound = 5 * (0.25 / count) ** 0.5
+    assert (found - probabilities).abs().max() < bound and found[4] == 0 and not bad.any()
+    assert torch.equal(ids, choose_tokens(logits, draw)[0])
+    other = Draw(draw.temperature, draw.top_k, seed=12)
+    assert (ids != choose_tokens(logits, other)[0]).float().mean() > 0.4
+
+
+def test_greedy_rows_among_drawn_ones():
+    logits = torch.zeros(64, 300)
+    logits[:, 77] = 0.5
+    top_k = torch.full((64, 1), 300)
+    top_k[::2] = 1
+    ids, _ = choose_tokens(logits, Draw(torch.ones(64, 1), top_k, seed=3))
+    assert (ids[::2] == 77).all() and len(ids[1::2].unique()) > 20
+
+
+def test_graph_inputs_are_padded():
+    buffer = torch.full((graph_inputs.NUM_LINES, 160), 9, dtype=torch.int64)
+    lines = [torch.arange(10 * i, 10 * i + 3) for i in range(5)]
+    fill_graph_inputs(buffer, *lines, size=140, padding_len=1)
+    assert buffer[:, :3].tolist() == [line.tolist() for line in lines]
+    padding = torch.tensor([0, 0, 1, 0, 0])
+    assert torch.equal(buffer[:, 3:140], padding[:, None].expand(-1, 137))
+    assert (buffer[:, 140:] == 9).all()
