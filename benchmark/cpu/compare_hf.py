@@ -23,8 +23,7 @@ import records
 import workloads
 from checkpoints import DEFAULT_CACHE, checkpoint
 from contestants import CONTESTANTS
-from servers import running_server
-from workloads import HTTP_ROWS, ROWS
+from workloads import ROWS
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,8 +48,6 @@ def main() -> None:
         for model in models:
             for who in args.contestants:
                 _collect(figures[who], _run_contestant(args, who, model, repeat), args.rows)
-            if set(args.rows) & set(HTTP_ROWS) and model == "tiny-llama" and "sglang" in figures:
-                _collect(figures["sglang"], _run_http(args, repeat), args.rows)
     record.add_table("Medians (lowest - highest)", table(figures, args.rows))
     record.data = {"figures": figures, "sizes": vars(_sizes(args))}
     record.write(args.results)
@@ -122,31 +119,6 @@ def _run_contestant(
     # Start and memory are those of the large model.
     own = {name for name in figures if ROWS[name].model == model}
     return {name: figures[name] for name in own}
-
-
-def _run_http(args: argparse.Namespace, repeat: int) -> dict[str, float]:
-    """Eight streams through a fresh server, measured by the serving benchmark."""
-    env = _environment(args.threads)
-    flags = ["--model-path", str(args.cache_dir / "tiny-llama"), "--device", "cpu"]
-    flags += ["--dtype", "bfloat16", "--context-length", "2048", "--max-total-tokens", "16384"]
-    sizes = _sizes(args)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        records.limited_cores(args.threads),
-        running_server(flags, env) as (url, _),
-    ):
-        out = Path(folder) / "record.jsonl"
-        command = [sys.executable, "-m", "sglang.bench_serving", "--base-url", url]
-        command += ["--dataset-name", "random-ids", "--tokenize-prompt", "--seed", str(repeat)]
-        command += ["--random-range-ratio", "1", "--num-prompts", str(sizes.http_requests)]
-        command += ["--random-input-len", str(workloads.HTTP_PROMPT_LEN)]
-        command += ["--random-output-len", str(workloads.HTTP_OUTPUT_LEN)]
-        command += ["--max-concurrency", str(workloads.HTTP_STREAMS), "--output-file", str(out)]
-        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-        record = json.loads(out.read_text(encoding="utf-8"))
-    assert record["completed"] == sizes.http_requests, f"only {record['completed']} succeeded"
-    keys = ("request_throughput", "median_ttft_ms", "median_itl_ms")
-    return {name: record[key] for name, key in zip(HTTP_ROWS, keys, strict=True)}
 
 
 def _sizes(args: argparse.Namespace) -> workloads.Sizes:

@@ -140,28 +140,10 @@ def _run_rows(args: argparse.Namespace) -> dict[str, float]:
             if measure is not None:
                 figures[name] = measure(contestant, draw, sizes)
                 print(f"  {args.who} {name}: {figures[name]:.3f} {ROWS[name].unit}", flush=True)
-        if args.who == "transformers" and set(args.rows) & set(workloads.HTTP_ROWS):
-            figures |= static_streams(contestant, draw)
         figures["memory"] = records.peak_rss_mib()
     finally:
         contestant.close()
     return figures
-
-
-def static_streams(contestant: Contestant, draw: Draw) -> dict[str, float]:
-    """What eight streams could get from static batches of eight, at no cost for HTTP."""
-    count, length, steps = (
-        workloads.HTTP_STREAMS,
-        workloads.HTTP_PROMPT_LEN,
-        workloads.HTTP_OUTPUT_LEN,
-    )
-    first = contestant.generate(draw.prompts(count, length), [1] * count)
-    whole = contestant.generate(draw.prompts(count, length), [steps] * count)
-    return {
-        "http_rate": count / whole,
-        "http_ttft": 1000 * first,
-        "http_itl": 1000 * (whole - first) / (steps - 1),
-    }
 
 
 def main() -> None:

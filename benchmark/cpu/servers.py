@@ -17,14 +17,22 @@ STOP_TIMEOUT = 15.0
 POLL_SECONDS = 0.02
 
 
+def running_server(
+    flags: list[str], env: Mapping[str, str]
+) -> contextlib.AbstractContextManager[tuple[str, float]]:
+    """(base URL, seconds from start to ready) of a fresh server of ours."""
+    command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1"]
+    return running([*command, "{port}", "--log-level", "error", *flags], env)
+
+
 @contextlib.contextmanager
-def running_server(flags: list[str], env: Mapping[str, str]) -> Iterator[tuple[str, float]]:
-    """(base URL, seconds from start to ready) of a fresh server. Raises RuntimeError when it does not come up."""
+def running(command: list[str], env: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+    """Any server; "{port}" in its command becomes `--port N`. Raises RuntimeError when it does not come up."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--log-level", "error", *flags]
+    at = command.index("{port}")
+    command = [*command[:at], "--port", str(port), *command[at + 1 :]]
     url = f"http://127.0.0.1:{port}"
     started = time.perf_counter()
     process = subprocess.Popen(command, env=dict(env))

@@ -24,15 +24,10 @@ class Sizes:
     tiny_steps: int
     requests: int
     prefix_len: int
-    http_requests: int
 
 
-FULL = Sizes(
-    ttft_repeats=3, decode_steps=64, tiny_steps=128, requests=32, prefix_len=1024, http_requests=128
-)
-QUICK = Sizes(
-    ttft_repeats=1, decode_steps=12, tiny_steps=48, requests=8, prefix_len=256, http_requests=24
-)
+FULL = Sizes(ttft_repeats=3, decode_steps=64, tiny_steps=128, requests=32, prefix_len=1024)
+QUICK = Sizes(ttft_repeats=1, decode_steps=12, tiny_steps=48, requests=8, prefix_len=256)
 DECODE_PROMPT_LEN = 128
 TINY_PROMPT_LEN = 16
 SUFFIX_LEN = 64
@@ -117,7 +112,7 @@ def step_seconds(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table. `measure` None: the figure comes from elsewhere (start, memory, HTTP)."""
+    """One line of the table. `measure` None: the figure comes from elsewhere (start, memory)."""
 
     label: str
     unit: str
@@ -137,8 +132,4 @@ ROWS: dict[str, Row] = {
     "memory": Row("peak memory, all processes", "MiB", "qwen3-0.6b", None),
     "tiny1": Row("tiny Llama, batch 1", "ms/step", "tiny-llama", tiny_step(1)),
     "tiny32": Row("tiny Llama, batch 32", "ms/step", "tiny-llama", tiny_step(32)),
-    "http_rate": Row("tiny Llama, 8 streams over HTTP", "req/s", "tiny-llama", None, True),
-    "http_ttft": Row("the same, median TTFT", "ms", "tiny-llama", None),
-    "http_itl": Row("the same, median ITL", "ms", "tiny-llama", None),
 }
-HTTP_ROWS = ("http_rate", "http_ttft", "http_itl")
