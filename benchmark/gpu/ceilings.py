@@ -30,12 +30,10 @@ def measure() -> dict[str, float]:
     target = torch.empty_like(source)
     copy = statistics.median(seconds_per_call(lambda _: target.copy_(source), 10, 5))
     found = {"copy_TBps": 2 * source.numel() / copy / 1e12}
-    del source, target
     weights = [torch.randn(28672, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
     row = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
     times = seconds_per_call(lambda i: torch.nn.functional.linear(row, weights[i % 8]), 64, 5)
     found["one_row_TBps"] = 2 * weights[0].numel() / statistics.median(times) / 1e12
-    del weights
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     torch.cuda.synchronize()
     time.sleep(2)  # the burst starts from a cool card

@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(CONFIGS), default="qwen3-0.6b")
     parser.add_argument("--input-len", type=int, nargs="+", default=[128, 1024, 8192])
     parser.add_argument("--profile", action="store_true", help="list the host's functions too")
+    parser.add_argument("--disable-cuda-graph", action="store_true")
     options = parser.parse_args()
-    bench = make_bench(options.shape, disable_cuda_graph=True)
+    bench = make_bench(options.shape, options.disable_cuda_graph)
     for length in options.input_len:
         for _ in range(3):
             run(bench, length)

@@ -145,6 +145,7 @@ def main() -> int:
                 "float32, chunks of 64, page 16": dict(
                     dtype="float32", chunked_prefill_size=64, page_size=16
                 ),
+                "float32, chunks of 512": dict(dtype="float32", chunked_prefill_size=512),
                 "bfloat16": dict(dtype="bfloat16"),
                 "bfloat16, no graphs": dict(dtype="bfloat16", disable_cuda_graph=True),
             }.items():

@@ -221,6 +221,9 @@ class Envs:
     )
     SGLANG_ENABLE_DETERMINISTIC_INFERENCE = EnvBool(False, "set by the flag of the same name")
     SGLANG_CPU_OMP_THREADS_BIND = EnvOptionalStr(None, "cores per rank on CPU, ranks split by |")
+    SGLANG_FP8_WEIGHT_SCALES = EnvStr(
+        "channel", "scales of weights that --quantization fp8 rounds: channel or tensor"
+    )
     SGLANG_MAMBA_CONV_DTYPE = EnvStr("bfloat16", "dtype of the convolution state of hybrid models")
     SGLANG_MAMBA_SSM_DTYPE = EnvOptionalStr(None, "dtype of the recurrent state of hybrid models")
 

@@ -113,15 +113,14 @@ class KernelArgs:
     cuda_graph_max_bs: int | None = flag(
         None,
         "Largest captured batch; unset: by device memory.",
-        status=ACCEPTED,
         minimum=1,
     )
     cuda_graph_bs: list[int] | None = flag(
-        None, "Captured batch sizes; unset: computed.", status=ACCEPTED, minimum=1
+        None, "Captured batch sizes; unset: computed.", minimum=1
     )
-    disable_cuda_graph: bool = flag(False, "Capture no graphs.", status=ACCEPTED)
+    disable_cuda_graph: bool = flag(False, "Capture no graphs.")
     disable_cuda_graph_padding: bool = flag(
-        False, "Replay a graph only at its exact batch size.", status=ACCEPTED
+        False, "Replay a graph only at its exact batch size."
     )
     enable_profile_cuda_graph: bool = flag(False, "Profile the capture.", status=REFUSED, tier="T3")
     enable_cudagraph_gc: bool = flag(

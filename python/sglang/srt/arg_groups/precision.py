@@ -43,16 +43,19 @@ class PrecisionArgs:
         choices=("auto", "half", "float16", "bfloat16", "float", "float32"),
     )
     quantization: str | None = flag(
-        None, "Quantization of the weights.", status=REFUSED, choices=QUANTIZATIONS
+        None,
+        "Quantization of the weights; unset: the checkpoint's.",
+        choices=QUANTIZATIONS,
+        supports=("fp8",),
     )
     quantization_param_path: str | None = flag(
-        None, "JSON file with scales of the KV cache.", status=REFUSED, tier="T2"
+        None, "JSON file with scales of an fp8_e4m3 KV cache.", tier="T2"
     )
     kv_cache_dtype: str = flag(
         "auto",
         "Type of the KV cache; auto takes the model's.",
         choices=("auto", "fp8_e5m2", "fp8_e4m3", "bf16", "bfloat16", "fp4_e2m1"),
-        supports=("auto", "bf16", "bfloat16"),
+        supports=("auto", "fp8_e5m2", "fp8_e4m3", "bf16", "bfloat16"),
     )
     enable_fp32_lm_head: bool = flag(False, "Compute logits in float32.", status=REFUSED, tier="T2")
     torchao_config: str = flag("", "Quantization with torchao.", status=REFUSED, tier="T3")

@@ -10,7 +10,7 @@ import enum
 import functools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
@@ -45,6 +45,8 @@ MODEL_IMPLS = ("auto", "sglang", "transformers")
 
 # Architecture and format of the quantized checkpoints whose model file turns the weights into ordinary ones.
 _UNPACKED_WHEN_LOADED = frozenset({("GptOssForCausalLM", "mxfp4")})
+# Formats of weights that layers can multiply with.
+_QUANTIZATIONS = ("fp8",)
 # Architectures that never generate; every other one does unless the server runs with --is-embedding.
 _NON_GENERATION_ARCHS = frozenset(
     {
@@ -153,6 +155,7 @@ class ModelConfig:
         is_embedding: bool | None = None,
         enable_multimodal: bool | None = None,
         model_impl: str = "auto",
+        quantization: str | None = None,
     ) -> None:
         self.model_path = model_path
         self.trust_remote_code = trust_remote_code
@@ -165,7 +168,11 @@ class ModelConfig:
         self.config_dict = apply_overrides(read_config_dict(model_path, revision), self.overrides)
         self.architectures = _read_architectures(model_path, self.config_dict)
         facts = self._early_facts()
-        _refuse_quantization(model_path, facts, self.architectures)
+        # Of the weights: a format, None for plain ones. `quantization_config` is the checkpoint's, None where weights are to be
+        # quantized when they are loaded.
+        self.quantization, self.quantization_config = _resolve_quantization(
+            model_path, facts, self.architectures, quantization
+        )
         self.vocab_size = facts.vocab_size
         self.derived_context_len = facts.derived_context_len
         self.context_len = _resolve_context_len(context_length, facts.derived_context_len)
@@ -316,17 +323,30 @@ def _read_architectures(model_path: str, config_dict: dict[str, Any]) -> tuple[s
     return tuple(ARCHITECTURE_ALIASES.get(name, name) for name in names)
 
 
-def _refuse_quantization(
-    model_path: str, facts: ModelFacts, architectures: tuple[str, ...]
-) -> None:
-    if facts.quantization:
-        method = facts.quantization.get("quant_method", "unknown")
-        if (architectures[0], method) in _UNPACKED_WHEN_LOADED:
-            return
+def _resolve_quantization(
+    model_path: str, facts: ModelFacts, architectures: tuple[str, ...], asked: str | None
+) -> tuple[str | None, Mapping[str, Any] | None]:
+    """The format of the weights and the checkpoint's settings of it. Raises ConfigError naming a format that is not implemented."""
+    if asked not in (None, *_QUANTIZATIONS):
+        raise ConfigError(
+            f"quantization={asked!r} is not implemented; implemented: {', '.join(_QUANTIZATIONS)}"
+        )
+    if not facts.quantization:
+        return asked, None
+    method = facts.quantization.get("quant_method", "unknown")
+    if (architectures[0], method) in _UNPACKED_WHEN_LOADED and asked is None:
+        return None, None
+    if method not in _QUANTIZATIONS:
         raise ConfigError(
             f"model {model_path!r} is quantized (quantization_config.quant_method={method!r}), which is "
-            "not supported yet; use an unquantized checkpoint"
+            f"not supported yet{f' with quantization={asked!r}' if asked else ''}; use an unquantized checkpoint, or one "
+            f"of {', '.join(_QUANTIZATIONS)}"
         )
+    if asked not in (None, method):
+        raise ConfigError(
+            f"quantization={asked!r} contradicts the checkpoint {model_path!r}, which is {method!r}; leave the flag out"
+        )
+    return method, facts.quantization
 
 
 def _lengthen_positions(config: Any, context_len: int) -> None:

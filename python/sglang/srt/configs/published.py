@@ -54,6 +54,11 @@ def _qwen(raw: Raw) -> dict[str, Any]:
     return derived
 
 
+def _bailing(raw: Raw) -> dict[str, Any]:
+    own = raw.get("head_dim")
+    return {"head_dim": own or raw["hidden_size"] // raw["num_attention_heads"]}
+
+
 _THETA: Raw = {"rope_theta": 10000.0, "tie_word_embeddings": False}
 
 # Ling, first and second kind.
@@ -65,6 +70,8 @@ _BAILING = Published(
         "first_k_dense_replace": 0,
         "norm_topk_prob": True,
         "norm_head": False,
+        "hidden_act": "silu",
+        "embedding_dropout": 0.0,
         "use_bias": False,
         "use_qkv_bias": False,
         "use_qk_norm": False,
@@ -74,6 +81,7 @@ _BAILING = Published(
         "topk_group": 1,
         "routed_scaling_factor": 1.0,
     },
+    derive=_bailing,
 )
 
 PUBLISHED: dict[str, Published] = {
@@ -87,10 +95,11 @@ PUBLISHED: dict[str, Published] = {
             "layernorm_epsilon": "rms_norm_eps",
             "add_qkv_bias": "qkv_bias",
         },
-        defaults={"tie_word_embeddings": False},
+        defaults={"tie_word_embeddings": False, "hidden_dropout": 0.0},
         derive=_chatglm,
     ),
     "internlm2": Published(defaults=_THETA),
+    "internvl_chat": Published(),  # its language model is in llm_config, of a type of its own
     "internlm3": Published(defaults=_THETA),
     "baichuan": Published(
         rename={"model_max_length": "max_position_embeddings"},
@@ -102,20 +111,28 @@ PUBLISHED: dict[str, Published] = {
         defaults={"tie_word_embeddings": False},
         derive=_qwen,
     ),
-    "exaone": Published(defaults=_THETA),
+    "exaone": Published(rename={"num_layers": "num_hidden_layers"}, defaults=_THETA),
     "minicpm": Published(defaults={"rope_theta": 10000.0, "tie_word_embeddings": True}),
-    "xverse": Published(defaults={**_THETA, "norm_topk_prob": True, "num_shared_experts": None}),
+    "xverse": Published(
+        defaults={
+            **_THETA,
+            "hidden_act": "silu",
+            "norm_topk_prob": True,
+            "num_shared_experts": None,
+        }
+    ),
     "mimo": Published(defaults=_THETA),
     "orion": Published(defaults=_THETA),
     "TeleFLM": Published(defaults=_THETA),
     "solar": Published(defaults=_THETA),
     "phi3small": Published(
         rename={"ff_intermediate_size": "intermediate_size", "rope_embedding_base": "rope_theta"},
-        defaults={"tie_word_embeddings": True},
+        defaults={"tie_word_embeddings": True, "blocksparse_triton_kernel_block_size": 64},
     ),
     "deepseek": Published(
         defaults={
             **_THETA,
+            "hidden_act": "silu",
             "n_shared_experts": None,
             "first_k_dense_replace": 0,
             "moe_layer_freq": 1,

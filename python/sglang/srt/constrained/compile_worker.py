@@ -64,7 +64,12 @@ def _compile(backend: GrammarBackend, job: CompileJob) -> CompileReply:
     try:
         compiled = backend.compile(job.kind, job.text)
         # Some libraries leave work to the first mask.
-        compiled.new_matcher().fill_mask(np.zeros(_mask_words(job.vocab_size), dtype=np.int32))
+        mask = np.zeros(_mask_words(job.vocab_size), dtype=np.int32)
+        compiled.new_matcher().fill_mask(mask)
+        if not mask.any():
+            return CompileReply(
+                error="no text belongs to it, or none that the vocabulary can begin"
+            )
         return CompileReply(data=compiled.dump())
     except InvalidGrammarError as error:
         return CompileReply(error=str(error))

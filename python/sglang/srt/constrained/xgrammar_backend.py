@@ -54,6 +54,7 @@ class XGrammarBackend:
         compiler = self._compiler
         try:
             if kind == "json":
+                _check_references(text)
                 compiled = compiler.compile_json_schema(text, any_whitespace=self._any_whitespace)
             elif kind == "regex":
                 compiled = compiler.compile_regex(text)
@@ -117,6 +118,20 @@ class XGrammarMatcher:
 class _Payload(msgspec.Struct):
     tokenizer_info: str  # serialised by xgrammar
     any_whitespace: bool
+
+
+def _check_references(schema: str) -> None:
+    """The library takes a `$ref` to another document for "anything"."""
+    waiting = [msgspec.json.decode(schema)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            target = value.get("$ref")
+            if isinstance(target, str) and not target.startswith("#"):
+                raise InvalidGrammarError(f"$ref {ascii(target)[:80]} leads outside the schema")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _reason(error: Exception) -> str:

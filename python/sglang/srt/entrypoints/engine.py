@@ -179,6 +179,19 @@ class Engine:
         self._check_usable()
         return self._run(self.tokenizer_manager.get_server_info())
 
+    def start_profile(self, **options: Any) -> str:
+        """Record the operators of the next steps; takes what `/start_profile` takes. Returns where the trace goes.
+
+        Raises ValueError for options that cannot be met and while another recording runs.
+        """
+        self._check_usable()
+        return self._run(self.tokenizer_manager.start_profile(options))
+
+    def stop_profile(self) -> str:
+        """Write the trace and return where it is. Raises ValueError when nothing is being recorded."""
+        self._check_usable()
+        return self._run(self.tokenizer_manager.stop_profile())
+
     def shutdown(self) -> None:
         """End the processes; safe to call twice. Another engine may be created afterwards."""
         self._is_shut_down = True

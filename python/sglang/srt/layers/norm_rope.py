@@ -13,7 +13,6 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.layers.triton_ops import has_triton
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 _DIMS = (32, 64, 128, 256)
 
@@ -36,6 +35,8 @@ def norm_rope_and_store(
     """
     if not q.is_cuda or not has_triton():
         return False
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
     pool = forward_batch.token_to_kv_pool
     suits = (
         _suits_rope(rotary_emb, attn)

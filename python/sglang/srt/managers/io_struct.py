@@ -92,6 +92,28 @@ class InternalStateReq(Message):
     call_id: str
 
 
+class ProfileOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which steps to record and how; None: the server's default."""
+
+    output_dir: str | None = None
+    start_step: int | None = None
+    num_steps: int | None = None
+    activities: list[str] | None = None
+    with_stack: bool | None = None
+    record_shapes: bool | None = None
+    profile_by_stage: bool = False
+    merge_profiles: bool = False
+    profile_prefix: str | None = None
+    profile_stages: list[str] | None = None
+
+
+class ProfileReq(Message):
+    """Starts a recording with `options`, ends the running one without."""
+
+    call_id: str
+    options: ProfileOptions | None = None
+
+
 class ShutdownReq(Message):
     """Asks the scheduler to leave its loop."""
 
@@ -171,8 +193,18 @@ class InternalStateReply(Message):
     state: dict[str, Any]
 
 
-SchedulerInbound = TokenizedGenerateReq | AbortReq | FlushCacheReq | InternalStateReq | ShutdownReq
-FrontInbound = BatchTokenOutput | SchedulerReady | FlushCacheReply | InternalStateReply
+class ProfileReply(Message):
+    call_id: str
+    success: bool
+    message: str
+
+
+SchedulerInbound = (
+    TokenizedGenerateReq | AbortReq | FlushCacheReq | InternalStateReq | ProfileReq | ShutdownReq
+)
+FrontInbound = (
+    BatchTokenOutput | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply
+)
 
 
 class Codec:

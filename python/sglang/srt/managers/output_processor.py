@@ -38,7 +38,7 @@ class OutputProcessor:
                 continue
             req.num_computed = work.start + work.num_tokens
             if index in bad and req.abort_reason is None:
-                req.abort_reason = server_error("the model produced NaN or infinite logits")
+                req.abort_reason = server_error(_no_token_reason(req))
             self._advance(req, work, result.next_ids[index], result.logprobs.get(index))
 
     def _advance(self, req: Req, work: RowWork, next_id: int, logprobs: RowLogprobs | None) -> None:
@@ -126,6 +126,13 @@ class OutputProcessor:
                 queue_time=max(req.admitted_ts - req.received_ts, 0.0),
             )
         )
+
+
+def _no_token_reason(req: Req) -> str:
+    reason = "the model produced NaN or infinite logits"
+    return (
+        reason if req.grammar is None else f"the grammar allows no further token here, or {reason}"
+    )
 
 
 def server_error(message: str) -> FinishReason:

@@ -25,6 +25,8 @@ from sglang.srt.managers.io_struct import (
     FlushCacheReq,
     InternalStateReply,
     InternalStateReq,
+    ProfileReply,
+    ProfileReq,
     ShutdownReq,
     TokenizedGenerateReq,
 )
@@ -33,6 +35,7 @@ from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_plan import StepPlan, StepResult
+from sglang.srt.managers.step_profiler import StepProfiler
 from sglang.srt.multimodal.intake import MediaIntake
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.errors import RequestError
@@ -95,6 +98,7 @@ class Scheduler:
         grammars: GrammarManager,
         stats: SchedulerStats,
         media: MediaIntake | None = None,  # None: the model takes text only
+        profiler: StepProfiler | None = None,
     ) -> None:
         self.config = config
         self.planner = planner
@@ -105,6 +109,7 @@ class Scheduler:
         self.grammars = grammars
         self.stats = stats
         self.media = media
+        self.profiler = profiler or StepProfiler()
         self.in_flight: deque[tuple[PlannedStep, Launched]] = deque()
         self.by_rid: dict[str, Req] = {}
         self.compiling: dict[
@@ -131,12 +136,15 @@ class Scheduler:
         self._expire()
         planned = self._plan()
         if planned is not None:
+            self.profiler.begin_step()
             self.in_flight.append((planned, self.worker.launch(planned.plan)))
         depth = self.config.depth if planned is not None else 0
         worked = planned is not None or bool(self.in_flight)
         while len(self.in_flight) > depth:
             self._commit_oldest()
         self._reply()
+        if planned is not None:
+            self.profiler.end_step()
         if not worked and not self._audited:
             self._on_idle_turn()
         return worked
@@ -258,6 +266,8 @@ class Scheduler:
             case InternalStateReq():
                 state = self.stats.internal_state(self.planner, len(self.compiling))
                 self.mailbox.send(InternalStateReply(call_id=message.call_id, state=state))
+            case ProfileReq():
+                self.mailbox.send(self._profile(message))
             case ShutdownReq():
                 self._stopping = True
             case _:
@@ -396,6 +406,17 @@ class Scheduler:
         self.cache.flush()
         logger.info("Cache flushed")
         return FlushCacheReply(call_id=message.call_id, success=True)
+
+    def _profile(self, message: ProfileReq) -> ProfileReply:
+        try:
+            if message.options is None:
+                text = self.profiler.stop()
+            else:
+                text = self.profiler.start(message.options)
+        except ValueError as error:
+            return ProfileReply(call_id=message.call_id, success=False, message=str(error))
+        logger.info("%s", text)
+        return ProfileReply(call_id=message.call_id, success=True, message=text)
 
 
 def grammar_of(params: SamplingParams) -> tuple[str, str]:

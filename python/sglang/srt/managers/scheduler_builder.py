@@ -6,8 +6,6 @@ import logging
 import os
 from typing import Any
 
-import torch
-
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.arg_groups.resolve import ResolvedArgs, collect_facts, resolve
 from sglang.srt.configs.load_config import LoadConfig
@@ -20,8 +18,10 @@ from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
 from sglang.srt.managers.scheduler_stats import MemoryUsage, SchedulerStats
+from sglang.srt.managers.step_profiler import ProfilerDefaults, StepProfiler
 from sglang.srt.managers.stop_checker import StopChecker
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
+from sglang.srt.model_executor.kv_pool import choose_kv_dtype
 from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
 from sglang.srt.model_executor.parallel_worker import (
     FollowerWorker,
@@ -67,10 +67,15 @@ def build_scheduler(
         mailbox,
         _grammars(server_args, resolved, tokenizer, model_config.vocab_size, eos_ids),
         SchedulerStats(
-            MemoryUsage(weight=runner.weight_bytes, kvcache=runner.kv_bytes),
+            MemoryUsage(
+                weight=runner.weight_bytes,
+                kvcache=runner.kv_bytes,
+                graph=0 if runner.graphs is None else runner.graphs.num_bytes,
+            ),
             runner.max_running_requests,
         ),
         runner.media_intake(),
+        StepProfiler(ProfilerDefaults.from_environment()),
     )
     return scheduler, _info(model_config, runner)
 
@@ -148,6 +153,7 @@ def build_model_config(server_args: ServerArgs, resolved: ResolvedArgs) -> Model
         is_embedding=server_args.is_embedding,
         enable_multimodal=server_args.enable_multimodal,
         model_impl=server_args.model_impl,
+        quantization=server_args.quantization,
     )
     model_config.check_tp_size(server_args.tp_size)
     return model_config
@@ -182,7 +188,17 @@ def build_runner(
         mem_fraction_static=resolved.mem_fraction_static,
         graph_batch_sizes=() if resolved.disable_cuda_graph else resolved.cuda_graph_bs,
         pad_graphs=not server_args.disable_cuda_graph_padding,
-        kv_dtype=torch.bfloat16 if server_args.kv_cache_dtype in ("bf16", "bfloat16") else None,
+        kv_dtype=choose_kv_dtype(
+            server_args.kv_cache_dtype,
+            {
+                resolved.attention_backend,
+                resolved.prefill_attention_backend,
+                resolved.decode_attention_backend,
+            },
+            platform,
+            server_args.quantization_param_path,
+        ),
+        kv_scales_path=server_args.quantization_param_path,
     )
     load = LoadConfig(
         load_format=server_args.load_format,

@@ -25,6 +25,9 @@ from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
     Message,
+    ProfileOptions,
+    ProfileReply,
+    ProfileReq,
     SchedulerReady,
     ShutdownReq,
 )
@@ -104,7 +107,11 @@ class SchedulerClient:
         reply: InternalStateReply = await self._ask(InternalStateReq(call_id=uuid.uuid4().hex))
         return reply.state
 
-    async def _ask(self, message: FlushCacheReq | InternalStateReq) -> Any:
+    async def profile(self, options: ProfileOptions | None) -> ProfileReply:
+        """Start a recording, or end it with None."""
+        return await self._ask(ProfileReq(call_id=uuid.uuid4().hex, options=options))
+
+    async def _ask(self, message: FlushCacheReq | InternalStateReq | ProfileReq) -> Any:
         loop = asyncio.get_running_loop()
         self.bind_loop(loop)
         future = self._replies[message.call_id] = loop.create_future()

@@ -18,6 +18,7 @@ class MemoryUsage:
 
     weight: int
     kvcache: int
+    graph: int = 0  # captured graphs; 0 without any
 
 
 class SchedulerStats:
@@ -66,7 +67,7 @@ class SchedulerStats:
             len(planner.running),
             planner.cache.num_used,
             token_usage(planner),
-            False,
+            self._memory.graph > 0,
             self.last_gen_throughput,
             len(planner.waiting),
         )
@@ -80,7 +81,7 @@ class SchedulerStats:
                 "weight": round(self._memory.weight / 2**30, 3),
                 "kvcache": round(self._memory.kvcache / 2**30, 3),
                 "token_capacity": cache.capacity,
-                "graph": 0.0,
+                "graph": round(self._memory.graph / 2**30, 3),
             },
             "effective_max_running_requests_per_dp": self._max_running,
             "num_running_reqs": planner.num_with_rows,

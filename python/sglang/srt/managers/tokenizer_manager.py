@@ -25,6 +25,7 @@ from sglang.srt.managers.io_struct import (
     EmbeddingReqInput,
     FlushCacheReply,
     GenerateReqInput,
+    ProfileOptions,
     TokenizedGenerateReq,
     TokenOutput,
 )
@@ -171,6 +172,28 @@ class TokenizerManager:
         """Empty the prefix cache; refused (`success` False) while requests run or wait."""
         self._bind_loop()
         return await self._client.flush_cache()
+
+    async def start_profile(self, options: Mapping[str, Any]) -> str:
+        """Record the operators of the next steps; `options` are the fields of `ProfileOptions`. Returns where the trace goes.
+
+        Raises RequestError for options that are unknown or cannot be met, and while another recording runs.
+        """
+        try:
+            checked = msgspec.convert(dict(options), ProfileOptions)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"profile options: {error}") from error
+        return await self._profile(checked)
+
+    async def stop_profile(self) -> str:
+        """Write the trace and return where it is. Raises RequestError when nothing is being recorded."""
+        return await self._profile(None)
+
+    async def _profile(self, options: ProfileOptions | None) -> str:
+        self._bind_loop()
+        reply = await self._client.profile(options)
+        if not reply.success:
+            raise RequestError(reply.message)
+        return reply.message
 
     async def get_internal_state(self) -> dict[str, Any]:
         """Numbers of the scheduler as they are now."""

@@ -28,6 +28,8 @@ class KVPool(ABC):
     the live storage in the pool's `dtype`, not copies.
     """
 
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
+
     def __init__(
         self,
         size: int,
@@ -123,7 +125,7 @@ class MHATokenToKVPool(KVPool):
         start_layer: int = 0,
     ) -> None:
         super().__init__(size, page_size, dtype, layer_num, device, start_layer)
-        _check_dtype(dtype)
+        _check_dtype(dtype, self.dtypes)
         self.head_num = head_num
         self.head_dim = head_dim
         self.v_head_dim = head_dim if v_head_dim is None else v_head_dim
@@ -197,7 +199,7 @@ class MLATokenToKVPool(KVPool):
         start_layer: int = 0,
     ) -> None:
         super().__init__(size, page_size, dtype, layer_num, device, start_layer)
-        _check_dtype(dtype)
+        _check_dtype(dtype, self.dtypes)
         self.kv_lora_rank = kv_lora_rank
         self.qk_rope_head_dim = qk_rope_head_dim
         shape = (size, 1, kv_lora_rank + qk_rope_head_dim)
@@ -276,11 +278,8 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in _DTYPES:
+def _check_dtype(dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> None:
+    if dtype not in dtypes:
         raise ValueError(
-            f"KV cache dtype {dtype} is not supported; use one of {[str(d) for d in _DTYPES]}"
+            f"KV cache dtype {dtype} is not supported; use one of {[str(d) for d in dtypes]}"
         )
-
-
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

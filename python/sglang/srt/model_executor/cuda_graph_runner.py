@@ -1,4 +1,4 @@
-"""Decode steps as captured CUDA graphs: one launch in place of several hundred.
+"""Decode steps (and short prefills) as captured CUDA graphs: one launch in place of several hundred.
 
 A graph is captured for each of a few batch sizes. A step of B requests is copied into static buffers, padded to the next captured
 size, and replayed. Padding requests read one slot and write to the padding page; nothing reads what they compute. Captures share
@@ -24,6 +24,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.prefill_graph_runner import TOKEN_COUNTS, PrefillGraphRunner
 from sglang.srt.platforms import Platform
 from sglang.srt.utils.errors import ConfigError
 
@@ -87,13 +88,16 @@ class CudaGraphRunner:
         self._buffer = torch.zeros(shape, dtype=torch.int64, device=platform.device)
         self._buffer[graph_inputs.SEQ_LENS] = self._padding_len
         self._captured: dict[int, _Captured] = {}
+        self._prefill: PrefillGraphRunner | None = None
         self.num_bytes = 0
         self._capture_all()
 
     # --- replay
 
     def can_replay(self, batch: ForwardBatch) -> bool:
-        """Is it a plain decode of a captured size?"""
+        """Is it a plain decode of a captured size, or a small prefill?"""
+        if batch.forward_mode.is_extend():
+            return self._prefill is not None and self._prefill.can_replay(batch)
         return (
             batch.forward_mode.is_decode()
             and self._size_for(batch.batch_size) is not None
@@ -108,6 +112,9 @@ class CudaGraphRunner:
 
     def replay(self, batch: ForwardBatch) -> LogitsProcessorOutput:
         """The output of the model for the real requests. Its tensors are overwritten by the next replay."""
+        if batch.forward_mode.is_extend():
+            assert self._prefill is not None, "prefills are not captured"
+            return self._prefill.replay(batch)
         size = self._size_for(batch.batch_size)
         assert size is not None, f"no graph for a batch of {batch.batch_size}"
         captured = self._captured[size]
@@ -159,6 +166,7 @@ class CudaGraphRunner:
             with _capture_mode(), torch.cuda.stream(stream):
                 for size in reversed(sizes):
                     self._captured[size] = self._capture(size, pool)
+                self._prefill = self._capture_prefills(pool)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"out of GPU memory while capturing graphs for up to {sizes[-1]} requests; lower "
@@ -172,6 +180,25 @@ class CudaGraphRunner:
             self.num_bytes / 2**30,
             self._platform.free_memory() / 2**30,
         )
+
+    def _capture_prefills(self, pool: Any) -> PrefillGraphRunner | None:
+        """None where the backend or the model cannot."""
+        from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+
+        if not isinstance(self._backend, TritonAttnBackend):
+            return None
+        runner = PrefillGraphRunner(
+            self._forward, self._backend, self._pools, self._platform.device
+        )
+        try:
+            for count in reversed(TOKEN_COUNTS):
+                runner.capture(count, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model file may read what a captured prefill does not have
+            logger.warning("Short prefills are not captured: %s: %s", type(error).__name__, error)
+            return None
+        return runner
 
     def _capture(self, size: int, pool: Any) -> _Captured:
         batch = self._static_batch(size)

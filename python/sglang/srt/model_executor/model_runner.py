@@ -24,6 +24,7 @@ from sglang.srt.model_executor.cuda_graph_runner import (
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.kv_pool import create_kv_pool, kv_bytes_per_token
 from sglang.srt.model_loader.loader import get_model
+from sglang.srt.model_loader.quantization import load_kv_cache_scales
 from sglang.srt.multimodal.intake import MediaIntake
 from sglang.srt.utils.errors import ConfigError
 
@@ -53,6 +54,7 @@ class RunnerConfig:
     max_total_tokens: int | None
     mem_fraction_static: float
     kv_dtype: torch.dtype | None = None
+    kv_scales_path: str | None = None  # JSON file with the scales of an fp8 cache
     ranks_per_node: int = 1  # ranks that share the memory of the host
     graph_batch_sizes: tuple[int, ...] = ()  # decode steps captured as graphs; () for none
     pad_graphs: bool = True
@@ -72,6 +74,8 @@ class ModelRunner:
         self.model = get_model(
             model_config=model_config, load_config=load, device_config=self.device
         )
+        if config.kv_scales_path is not None:
+            load_kv_cache_scales(self.model, config.kv_scales_path, model_config)
         self._fix_rope_tables()
         self.weight_bytes = _parameter_bytes(self.model)
         logger.info(
@@ -127,7 +131,9 @@ class ModelRunner:
             return None
         reason = why_not_captured(self.model)
         if reason is not None:
-            logger.warning("Decode steps of %s are not captured: %s", type(self.model).__name__, reason)
+            logger.warning(
+                "Decode steps of %s are not captured: %s", type(self.model).__name__, reason
+            )
             return None
         enough = [size for size in sizes if size < self.max_running_requests]
         sizes = (*enough, *sizes[len(enough) : len(enough) + 1])

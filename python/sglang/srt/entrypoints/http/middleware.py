@@ -14,6 +14,8 @@ from sglang.srt.utils.auth import AuthLevel, decide_request_auth
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
+# Of a refused body.
+MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
 
 _DENIALS = {401: "Unauthorized", 403: "Forbidden"}
 
@@ -64,6 +66,7 @@ class BodyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is not None:
+            await _discard_body(receive, MAX_DISCARDED_BYTES)
             await refusal(scope, receive, send)
         else:
             await self._app(scope, self._counting(receive), send)
@@ -97,6 +100,15 @@ class BodyMiddleware:
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._max_bytes} bytes"
+
+
+async def _discard_body(receive: Receive, max_bytes: int) -> None:
+    """Take what the client sends: many read no answer before all of it is sent, and see a broken connection instead."""
+    has_more = True
+    while has_more and max_bytes > 0:
+        message = await receive()
+        has_more = message.get("more_body", False)
+        max_bytes -= len(message.get("body", b""))
 
 
 def _is_json(headers: Headers) -> bool:

@@ -1,4 +1,4 @@
-"""What the two generating OpenAI routes share: the engine call, its refusals, and the end of a stream."""
+"""What the two generating OpenAI routes share: the engine's request and call, its refusals, and the end of a stream."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from starlette.requests import Request
 
 from sglang.srt.entrypoints.http.errors import abort_error, openai_stream_error
 from sglang.srt.entrypoints.http.streaming import DONE_EVENT, event, single, with_first
+from sglang.srt.entrypoints.openai.protocol import GenerationRequest
+from sglang.srt.entrypoints.openai.sampling_fields import cache_key
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 
@@ -37,6 +39,29 @@ class ServingSettings:
     weight_version: str
     created: int  # seconds since the epoch
     takes_media: bool = False
+
+
+def engine_request(
+    body: GenerationRequest, params: dict[str, Any], top_logprobs: int | None, **prompt: Any
+) -> GenerateReqInput:
+    """The engine's form of a request.
+
+    Args:
+        params: sampling parameters.
+        top_logprobs: alternatives per position; None: no logprobs at all.
+        prompt: the fields that hold the prompt.
+    """
+    return GenerateReqInput(
+        sampling_params=params,
+        return_logprob=top_logprobs is not None,
+        top_logprobs_num=top_logprobs or 0,
+        return_text_in_logprobs=True,
+        stream=bool(body.stream),
+        rid=body.rid or new_request_id(),
+        priority=body.priority,
+        extra_key=cache_key(body),
+        **prompt,
+    )
 
 
 def new_request_id() -> str:

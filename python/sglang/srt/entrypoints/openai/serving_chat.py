@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
 
-from sglang.srt.entrypoints.http.streaming import EventStream, JSONResponse, event
+from sglang.srt.entrypoints.http.streaming import EventStream, JSONResponse
+from sglang.srt.entrypoints.openai.answer import Sample, ending, respond
 from sglang.srt.entrypoints.openai.chat_prompt import ChatPrompt
 from sglang.srt.entrypoints.openai.chat_template import ChatTemplates
 from sglang.srt.entrypoints.openai.logprobs import LogprobCursor, chat_logprobs
@@ -26,27 +24,17 @@ from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatLogprobs,
-    Metadata,
-    Usage,
 )
 from sglang.srt.entrypoints.openai.response_format import grammar_params
 from sglang.srt.entrypoints.openai.sampling_fields import (
-    cache_key,
     refuse_unsupported,
     sampling_params,
 )
 from sglang.srt.entrypoints.openai.serving_base import (
     Generator,
     ServingSettings,
-    end_with_done,
-    generate_all,
-    generate_stream,
-    new_request_id,
-    now,
-    raise_if_aborted,
-    response_id,
+    engine_request,
 )
-from sglang.srt.entrypoints.openai.usage import UsageCounter
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.utils.errors import RequestError
 
@@ -66,12 +54,7 @@ class ChatServing:
     ) -> JSONResponse | EventStream:
         """Raises RequestError, ServiceError and ClientGoneError; a stream only before its first event."""
         obj = await self._engine_request(body)
-        if body.stream:
-            items = await generate_stream(self._manager, obj, request)
-            stream = _ChatStream(body, response_id(obj.rid), self._usage_counter(body))
-            return EventStream(end_with_done(stream.events(items)))
-        samples = await generate_all(self._manager, obj, request)
-        return JSONResponse(self._completion(body, response_id(obj.rid), samples))
+        return await respond(self._manager, self._settings, body, obj, _ChatView(body), request)
 
     async def _engine_request(self, body: ChatCompletionRequest) -> GenerateReqInput:
         refuse_unsupported(body)
@@ -83,19 +66,14 @@ class ChatServing:
         if prompt.stop:
             params["stop"] = [*_listed(params.get("stop")), *prompt.stop]
         media = media or MessageMedia()
-        return GenerateReqInput(
+        return engine_request(
+            body,
+            params,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             input_ids=prompt.input_ids,
             image_data=media.images or None,
             video_data=media.videos or None,
             audio_data=media.audios or None,
-            sampling_params=params,
-            return_logprob=bool(body.logprobs),
-            top_logprobs_num=body.top_logprobs or 0,
-            return_text_in_logprobs=True,
-            stream=bool(body.stream),
-            rid=body.rid or new_request_id(),
-            priority=body.priority,
-            extra_key=cache_key(body),
         )
 
     async def _prompt(self, body: ChatCompletionRequest, media: MessageMedia | None) -> ChatPrompt:
@@ -112,114 +90,49 @@ class ChatServing:
             messages, variables=_template_variables(body), prefix=prefix
         )
 
-    def _completion(
-        self, body: ChatCompletionRequest, rid: str, samples: list[dict[str, Any]]
-    ) -> ChatCompletion:
-        usage = self._usage_counter(body)
-        for index, sample in enumerate(samples):
-            usage.update(index, sample["meta_info"])
-        first = samples[0]["meta_info"]
-        return ChatCompletion(
-            id=rid,
-            created=now(),
-            model=body.model,
-            choices=[_choice(index, sample, body) for index, sample in enumerate(samples)],
-            usage=usage.total(),
-            metadata=Metadata(first.get("weight_version", self._settings.weight_version)),
-        )
 
-    def _usage_counter(self, body: ChatCompletionRequest) -> UsageCounter:
-        return UsageCounter(body.n or 1, self._settings.report_cached)
+class _ChatView:
+    """Samples as messages; a stream opens each with its role."""
 
+    whole_type = ChatCompletion
+    chunk_type = ChatCompletionChunk
 
-@dataclasses.dataclass
-class _Progress:
-    """How much of one choice has been sent."""
+    def __init__(self, body: ChatCompletionRequest) -> None:
+        self._with_logprobs = bool(body.logprobs)
 
-    num_chars: int = 0
-    logprobs: LogprobCursor = dataclasses.field(default_factory=LogprobCursor)
-
-
-class _ChatStream:
-    """Turns the engine's cumulative items into chunks with what is new."""
-
-    def __init__(self, body: ChatCompletionRequest, rid: str, usage: UsageCounter) -> None:
-        self._body = body
-        self._id = rid
-        self._created = now()
-        self._usage = usage
-        self._progress: dict[int, _Progress] = {}
-
-    async def events(self, items: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-        async with contextlib.aclosing(items) as closing:  # type: ignore[type-var]
-            async for item in closing:
-                for chunk in self._chunks(item):
-                    yield event(chunk)
-        if self._body.include_usage:
-            yield event(self._chunk([], self._usage.total()))
-
-    def _chunks(self, item: dict[str, Any]) -> list[ChatCompletionChunk]:
-        raise_if_aborted(item)
-        index, meta_info = item.get("index", 0), item["meta_info"]
-        self._usage.update(index, meta_info)
-        chunks = []
-        if index not in self._progress:
-            self._progress[index] = _Progress()
-            opening = AnswerMessage(role="assistant", content="")
-            chunks.append(self._content_chunk(index, opening, None))
-        progress = self._progress[index]
-        text, progress.num_chars = item["text"][progress.num_chars :], len(item["text"])
-        logprobs = self._new_logprobs(progress, meta_info)
-        if text or logprobs is not None:
-            chunks.append(self._content_chunk(index, AnswerMessage(content=text), logprobs))
-        if meta_info["finish_reason"]:
-            chunks.append(self._final_chunk(index, meta_info["finish_reason"]))
-        return chunks
-
-    def _new_logprobs(self, progress: _Progress, meta_info: dict[str, Any]) -> ChatLogprobs | None:
-        if not self._body.logprobs:
-            return None
-        tokens, tops = progress.logprobs.take(meta_info)
-        return chat_logprobs(tokens, tops) if tokens else None
-
-    def _content_chunk(
-        self, index: int, delta: AnswerMessage, logprobs: ChatLogprobs | None
-    ) -> ChatCompletionChunk:
-        usage = self._usage.of(index) if self._body.continuous_usage else None
-        return self._chunk([ChatChunkChoice(index=index, delta=delta, logprobs=logprobs)], usage)
-
-    def _final_chunk(self, index: int, finish_reason: dict[str, Any]) -> ChatCompletionChunk:
-        choice = ChatChunkChoice(
+    def choice(self, index: int, sample: Sample) -> ChatChoice:
+        meta_info = sample["meta_info"]
+        return ChatChoice(
             index=index,
-            delta=AnswerMessage(),
-            finish_reason=finish_reason["type"],
-            matched_stop=finish_reason.get("matched"),
-        )
-        return self._chunk([choice], None)
-
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self._id,
-            created=self._created,
-            model=self._body.model,
-            choices=choices,
-            usage=usage,
+            message=AnswerMessage(role="assistant", content=sample["text"]),
+            logprobs=chat_logprobs(*LogprobCursor().take(meta_info))
+            if self._with_logprobs
+            else None,
+            **ending(meta_info["finish_reason"]),
         )
 
+    def opening(
+        self, index: int, text: str, logprobs: LogprobCursor, sample: Sample
+    ) -> list[ChatChunkChoice]:
+        role = ChatChunkChoice(index=index, delta=AnswerMessage(role="assistant", content=""))
+        return [role, *self.news(index, text, logprobs, sample)]
 
-def _choice(index: int, sample: dict[str, Any], body: ChatCompletionRequest) -> ChatChoice:
-    meta_info = sample["meta_info"]
-    finish_reason = meta_info["finish_reason"]
-    logprobs = None
-    if body.logprobs:
-        logprobs = chat_logprobs(*LogprobCursor().take(meta_info))
-    return ChatChoice(
-        index=index,
-        message=AnswerMessage(role="assistant", content=sample["text"]),
-        logprobs=logprobs,
-        finish_reason=finish_reason["type"],
-        matched_stop=finish_reason.get("matched"),
-    )
+    def news(
+        self, index: int, text: str, logprobs: LogprobCursor, sample: Sample
+    ) -> list[ChatChunkChoice]:
+        shown = self._new_logprobs(logprobs, sample)
+        if not text and shown is None:
+            return []
+        return [ChatChunkChoice(index=index, delta=AnswerMessage(content=text), logprobs=shown)]
+
+    def end(self, index: int, finish_reason: dict[str, Any]) -> ChatChunkChoice:
+        return ChatChunkChoice(index=index, delta=AnswerMessage(), **ending(finish_reason))
+
+    def _new_logprobs(self, cursor: LogprobCursor, sample: Sample) -> ChatLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        tokens, tops = cursor.take(sample["meta_info"])
+        return chat_logprobs(tokens, tops) if tokens else None
 
 
 def _check(body: ChatCompletionRequest) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.fp8_reads import as_stored, decoded
 from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
 from sglang.srt.layers.attention.torch_runs import RowSpan, StepRuns
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -128,8 +129,12 @@ class TorchNativeAttnBackend(AttentionBackend):
         visible = _padded_mask(padded, layer.sliding_window_size)
         out = attend(
             q.unsqueeze(1),
-            keys.index_select(0, padded.slots).view(*shape, *keys.shape[1:]).to(q.dtype),
-            values.index_select(0, padded.slots).view(*shape, *values.shape[1:]).to(q.dtype),
+            decoded(keys.index_select(0, padded.slots), q.dtype, layer.k_scale_float).view(
+                *shape, *keys.shape[1:]
+            ),
+            decoded(values.index_select(0, padded.slots), q.dtype, layer.v_scale_float).view(
+                *shape, *values.shape[1:]
+            ),
             options,
             mask=visible,
         )
@@ -187,6 +192,7 @@ class TorchNativeAttnBackend(AttentionBackend):
         """One request after the other. q [T, H, d] -> [T, H * d_v]."""
         if k is not None and v is not None and save_kv_cache:
             _save(k, v, layer, forward_batch)
+            k, v = as_stored(k, v, layer, forward_batch.token_to_kv_pool)
         metadata = self._metadata()
         if _can_read_runs(q, k, v, layer, forward_batch, options):
             runs, window = metadata.runs, layer.sliding_window_size or -1
@@ -340,9 +346,15 @@ class _LayerCall:
         keys, values = _buffers(self.layer, self.forward_batch)
         if isinstance(slots, slice):
             run = slice(slots.start + start, slots.start + end)
-            return keys[run].to(q.dtype), values[run].to(q.dtype)
-        part = slots[start:end]
-        return keys.index_select(0, part).to(q.dtype), values.index_select(0, part).to(q.dtype)
+            keys, values = keys[run], values[run]
+        else:
+            part = slots[start:end]
+            keys, values = keys.index_select(0, part), values.index_select(0, part)
+        layer = self.layer
+        return (
+            decoded(keys, q.dtype, layer.k_scale_float),
+            decoded(values, q.dtype, layer.v_scale_float),
+        )
 
     def _write(
         self,

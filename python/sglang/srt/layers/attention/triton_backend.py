@@ -22,6 +22,11 @@ from sglang.srt.layers.attention.triton_ops.extend import (
     count_tile_tokens,
     extend_attention,
 )
+from sglang.srt.layers.attention.triton_ops.graph_extend import (
+    GraphExtend,
+    build_graph_extend,
+    update_graph_extend,
+)
 from sglang.srt.layers.attention.triton_ops.metadata import (
     DecodeMetadata,
     ExtendMetadata,
@@ -68,6 +73,7 @@ class TritonAttnBackend(AttentionBackend):
         # Captured decodes by batch size, and the split length that each has on the device.
         self._graph_steps: dict[int, StepMetadata] = {}
         self._graph_split_lens: dict[int, int] = {}
+        self._graph_extends: dict[int, GraphExtend] = {}  # by number of tokens
 
     # --- metadata
 
@@ -161,6 +167,20 @@ class TritonAttnBackend(AttentionBackend):
             self._graph_split_lens[bs] = split_len
         self.forward_metadata = step
 
+    # --- captured prefills
+
+    def capture_extend(self, num_tokens: int, rows: torch.Tensor) -> None:
+        """Lay out a prefill of `num_tokens` tokens of up to len(rows) - 2 requests; the graph reads `rows` int64 where they are."""
+        step = build_graph_extend(num_tokens, rows)
+        self._graph_extends[num_tokens] = step
+        self.forward_metadata = StepMetadata(extend=step.metadata)
+
+    def replay_extend(self, num_tokens: int, new_lens: list[int], prefix_lens: list[int]) -> None:
+        """Write the lengths of this step's requests to the buffers of the graph."""
+        step = self._graph_extends[num_tokens]
+        update_graph_extend(step, np.asarray(new_lens), np.asarray(prefix_lens))
+        self.forward_metadata = StepMetadata(extend=step.metadata)
+
     # --- forward
 
     def support_triton(self) -> bool:
@@ -234,7 +254,10 @@ class _LayerCall:
         self.k_rope: torch.Tensor | None = kwargs.pop("k_rope", None)
         unknown = [name for name, value in kwargs.items() if value is not None]
         if unknown:
-            raise ValueError(f"the triton attention backend does not support {unknown}")
+            raise ValueError(
+                f"the triton attention backend does not support {', '.join(unknown)}; choose "
+                "--attention-backend torch_native"
+            )
         if layer.xai_temperature_len > 0:
             raise ValueError("the triton attention backend has no xai_temperature_len")
         if layer.use_irope and backend.attention_chunk_size is None:

@@ -7,12 +7,16 @@ Legend: T tokens, D model width, I width inside an expert (of this rank), E expe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+
+# Rows [n, K] and an expert -> [n, N].
+ExpertProduct = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def run_experts(
@@ -25,26 +29,45 @@ def run_experts(
     b13: torch.Tensor | None = None,  # [E, 2I]
     b2: torch.Tensor | None = None,  # [E, D]
 ) -> torch.Tensor:
-    """Weighted sum of the chosen experts, [T, D] in the dtype of `x`; [T, k, D] unsummed with `no_combine`.
+    """Weighted sum of the chosen experts, [T, D] in the dtype of `x`; [T, k, D] unsummed with `no_combine`."""
+    return sum_experts(
+        x,
+        w13.shape[0],
+        lambda rows, expert: F.linear(rows, w13[expert], None if b13 is None else b13[expert]),
+        lambda rows, expert: F.linear(rows, w2[expert], None if b2 is None else b2[expert]),
+        topk_weights,
+        topk_ids,
+        config,
+    )
+
+
+def sum_experts(
+    x: torch.Tensor,  # [T, D]
+    num_experts: int,
+    first: ExpertProduct,  # with w13
+    second: ExpertProduct,  # with w2
+    topk_weights: torch.Tensor,  # [T, k] float32
+    topk_ids: torch.Tensor,  # [T, k] indices into E; anything outside is left out
+    config: MoeRunnerConfig,
+) -> torch.Tensor:
+    """`run_experts` whatever the weights are stored as.
 
     A choice that no expert here serves contributes zero. Sums in float32.
     """
     num_tokens, top_k = topk_ids.shape
-    parts = torch.zeros(num_tokens * top_k, w2.shape[1], dtype=torch.float32, device=x.device)
+    parts = torch.zeros(num_tokens * top_k, x.shape[1], dtype=torch.float32, device=x.device)
     flat_ids = topk_ids.flatten()
     flat_weights = topk_weights.flatten().float()
-    for expert in _used_experts(flat_ids, w13.shape[0]):
+    for expert in _used_experts(flat_ids, num_experts):
         choices = (flat_ids == expert).nonzero().squeeze(1)  # [n] indices into T * k
         rows = x[choices // top_k]
         if config.apply_router_weight_on_input:
             rows = (rows * flat_weights[choices, None]).to(x.dtype)
-        hidden = F.linear(rows, w13[expert], None if b13 is None else b13[expert])
-        out = F.linear(_activate(hidden, config), w2[expert], None if b2 is None else b2[expert])
-        out = out.float()
+        out = second(_activate(first(rows, expert), config), expert).float()
         if not config.apply_router_weight_on_input:
             out = out * flat_weights[choices, None]
         parts[choices] = out
-    parts = parts.view(num_tokens, top_k, w2.shape[1])
+    parts = parts.view(num_tokens, top_k, x.shape[1])
     if config.routed_scaling_factor is not None:
         parts = parts * config.routed_scaling_factor
     return (parts if config.no_combine else parts.sum(dim=1)).to(x.dtype)

@@ -50,10 +50,10 @@ TopKOutput = StandardTopKOutput
 class TopK(MultiPlatformOp):
     """Chooses `top_k` experts of the router's logits.
 
-    Scores are `scoring_func` (softmax or sigmoid) of the logits. `correction_bias` takes part in the choice, not in the weights.
+    Scores are `scoring_func` (softmax or sigmoid) of the logits, and sigmoid for groups with a bias. `correction_bias` takes part in the choice, not in the weights.
     With `use_grouped_topk` only experts of the `topk_group` best of `num_expert_group` groups are eligible; a group counts by its best
     score, or with a bias by the sum of its two best. `renormalize` divides the weights by their sum. The last `num_fused_shared_experts` of
-    `top_k` are the shared experts, ids E and up. `apply_routed_scaling_factor_on_output` scales the weights of the grouped forms.
+    `top_k` are the shared experts, ids E and up, which count `fused_shared_experts_scaling_factor` (1 when None) in the block's sum. `apply_routed_scaling_factor_on_output` scales the weights of the grouped forms.
     """
 
     def __init__(
@@ -82,8 +82,6 @@ class TopK(MultiPlatformOp):
             )
         if use_grouped_topk and (topk_group is None or num_expert_group is None):
             raise ConfigError("use_grouped_topk needs topk_group and num_expert_group")
-        if fused_shared_experts_scaling_factor is not None:
-            raise ConfigError("fused_shared_experts_scaling_factor is not supported; leave it out")
         if output_format is not None and not output_format.is_standard():
             raise ConfigError(f"output_format={output_format} is not supported; leave it out")
         self.top_k = top_k
@@ -99,6 +97,8 @@ class TopK(MultiPlatformOp):
         self._correction_bias = (correction_bias,)
         self.routed_scaling_factor = routed_scaling_factor
         self.apply_routed_scaling_factor_on_output = apply_routed_scaling_factor_on_output
+        factor = fused_shared_experts_scaling_factor
+        self.fused_shared_experts_scaling_factor = 1.0 if factor is None else factor
 
     @property
     def correction_bias(self) -> torch.Tensor | None:
@@ -141,7 +141,10 @@ class TopK(MultiPlatformOp):
 
     def _route(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = router_logits.float()
-        scores = logits.softmax(dim=-1) if self.scoring_func == "softmax" else logits.sigmoid()
+        # Groups by a bias exist with sigmoid scores only; callers leave `scoring_func` at its default.
+        is_grouped_by_bias = self.use_grouped_topk and self.correction_bias is not None
+        is_sigmoid = is_grouped_by_bias or self.scoring_func == "sigmoid"
+        scores = logits.sigmoid() if is_sigmoid else logits.softmax(dim=-1)
         eligible = scores if self.correction_bias is None else scores + self.correction_bias.float()
         if self.use_grouped_topk:
             eligible = self._keep_best_groups(eligible)
@@ -174,7 +177,8 @@ class TopK(MultiPlatformOp):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the shared experts. Their weight undoes the scaling that the routed ones get afterwards."""
         count = self.num_fused_shared_experts
-        scale = _required(self.routed_scaling_factor, "routed_scaling_factor")
+        routed_scale = _required(self.routed_scaling_factor, "routed_scaling_factor")
+        scale = routed_scale / self.fused_shared_experts_scaling_factor
         shared = torch.arange(num_experts, num_experts + count, device=ids.device)
         return (
             torch.cat([weights, (total / scale).expand(-1, count)], dim=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -10,14 +11,19 @@ __all__ = ["QUANTIZATION_METHODS", "QuantizationConfig", "get_quantization_confi
 
 # A format adds itself here: name, as in `--quantization` and in checkpoints -> class.
 QUANTIZATION_METHODS: dict[str, type[QuantizationConfig]] = {}
+# Ours: name -> module and class, imported when a model needs it.
+_BUILT_IN = {"fp8": "sglang.srt.layers.quantization.fp8:Fp8Config"}
 
 
 def get_quantization_config(quantization: str) -> type[QuantizationConfig]:
     """The class of a format. Raises ValueError for a name that is not known."""
-    if quantization not in QUANTIZATION_METHODS:
-        known = ", ".join(sorted(QUANTIZATION_METHODS)) or "none"
+    if quantization in QUANTIZATION_METHODS:
+        return QUANTIZATION_METHODS[quantization]
+    if quantization not in _BUILT_IN:
+        known = ", ".join(sorted({*QUANTIZATION_METHODS, *_BUILT_IN}))
         raise ValueError(f"quantization {quantization!r} is not supported; supported: {known}")
-    return QUANTIZATION_METHODS[quantization]
+    module, _, name = _BUILT_IN[quantization].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def __getattr__(name: str) -> Any:

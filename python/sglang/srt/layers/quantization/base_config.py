@@ -55,6 +55,11 @@ class LinearMethodBase(QuantizeMethodBase):
     ) -> torch.Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""
 
+    def leave_plain_weight(self, layer: torch.nn.Module) -> bool:
+        """Ask, before loading, that the layer have an ordinary `weight` in its dtype after loading, for callers that multiply by parts
+        of it themselves. False: the method cannot."""
+        return False
+
 
 class FusedMoEMethodBase(QuantizeMethodBase):
     """The method of a layer of experts."""

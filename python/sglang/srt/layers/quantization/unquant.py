@@ -17,6 +17,9 @@ from sglang.srt.utils import set_weight_attrs
 class UnquantizedLinearMethod(LinearMethodBase):
     """One floating point weight [out per rank, in per rank]."""
 
+    def leave_plain_weight(self, layer: torch.nn.Module) -> bool:
+        return True
+
     def create_weights(
         self,
         layer: torch.nn.Module,

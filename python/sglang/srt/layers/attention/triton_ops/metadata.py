@@ -54,6 +54,8 @@ class ExtendMetadata:
     num_decodes: int = 0
     tiles: dict[tuple[int, bool], torch.Tensor] = field(default_factory=dict)
     spans: torch.Tensor | None = None  # int32 [T, 2]
+    # Of a captured prefill: tiles are made for any lengths, and this request has no tokens.
+    empty_request: int | None = None
 
 
 @dataclass
@@ -131,6 +133,9 @@ def find_tiles(extend: ExtendMetadata, tokens_per_tile: int, with_decodes: bool)
         tiles = plan.build_tiles(
             extend.new_lens_cpu[:end], extend.prefix_lens_cpu[:end], tokens_per_tile
         )
+        if extend.empty_request is not None:
+            # Every request but the first adds at most one tile that is not full.
+            tiles = plan.pad_tiles(tiles, len(tiles) + extend.empty_request, extend.empty_request)
         extend.tiles[key] = upload(tiles, extend.starts.device)
     return extend.tiles[key]
 

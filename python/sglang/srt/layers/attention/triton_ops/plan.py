@@ -110,6 +110,14 @@ def build_tiles(new_lens: np.ndarray, prefix_lens: np.ndarray, tokens_per_tile: 
     return np.ascontiguousarray(tiles[np.argsort(-num_keys, kind="stable")], dtype=np.int32)
 
 
+def pad_tiles(tiles: np.ndarray, count: int, empty_request: int) -> np.ndarray:
+    """`tiles` and behind them tiles of a request without tokens, int32 [count, 2]."""
+    padded = np.zeros((count, 2), np.int32)
+    padded[:, 0] = empty_request
+    padded[: len(tiles)] = tiles
+    return padded
+
+
 @dataclass(frozen=True)
 class SplitPlan:
     """A decode in which every `split_len` visible keys of a request are one program's work."""

@@ -176,7 +176,10 @@ class FusedMoE(torch.nn.Module):
     def weight_loader_fused(
         self, param: Parameter, loaded_weight: torch.Tensor, weight_name: str, shard_id: str
     ) -> None:
-        """Place a tensor of all experts: "w13" (gate rows, then up rows) or "w2". A transposed one is turned around."""
+        """Place a tensor of all experts: "w13" (gate rows, then up rows) or "w2". A transposed one is turned around.
+
+        With `gemm1_alpha`, gate and up rows alternate, as checkpoints with that activation have them.
+        """
         if shard_id not in ("w13", "w2"):
             raise ValueError(f"shard_id={shard_id!r} is not one of w13, w2 ({weight_name})")
         first = self.moe_ep_rank * self.num_local_experts
@@ -185,6 +188,8 @@ class FusedMoE(torch.nn.Module):
             loaded = loaded.transpose(1, 2)
         parts = [("w2", loaded)]
         if shard_id == "w13":
+            if self.moe_runner_config.gemm1_alpha is not None:
+                loaded = torch.cat([loaded[:, 0::2], loaded[:, 1::2]], dim=1)
             names = ("w1", "w3") if self.is_gated else ("w1",)
             parts = list(zip(names, loaded.chunk(len(names), dim=1), strict=True))
         for local in range(self.num_local_experts):
