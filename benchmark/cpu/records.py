@@ -125,7 +125,7 @@ def memory_gib() -> float:
 
 def peak_rss_mib() -> float:
     """Sum over this process and its descendants of each one's largest resident size."""
-    peaks = (_proc_fields(f"/proc/{pid}/status", "VmHWM") for pid in _family(os.getpid()))
+    peaks = (_proc_fields(f"/proc/{pid}/status", "VmHWM") for pid in family(os.getpid()))
     return sum(int(peak[0].split()[0]) for peak in peaks if peak) / 1024
 
 
@@ -143,7 +143,7 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -63,7 +63,11 @@ class BenchArgs(DatasetArgs):
         add("--extra-request-body", metavar="JSON", help="merged into the sampling parameters")
         add("--return-logprob", action="store_true")
         add("--logprob-start-len", type=int, default=-1)
-        add("--profile", action="store_true", help="not available yet")
+        add(
+            "--profile",
+            action="store_true",
+            help="record operators of the run; see docs/developer_guide",
+        )
         add("--skip-warmup", action="store_true")
         add("--do-not-exit", action="store_true", help="wait after the run, to look at the process")
 
@@ -87,7 +91,11 @@ def throughput_test(server_args: ServerArgs, bench_args: BenchArgs) -> dict[str,
     with Engine(server_args=server_args) as engine:
         if not bench_args.skip_warmup:
             _generate(engine, bench_args, _warmup_requests(bench_args, tokenizer))
+        if bench_args.profile:
+            engine.start_profile()
         result = _measure(engine, bench_args, requests)
+        if bench_args.profile:
+            print(engine.stop_profile())
         print(format_result(result))
         if bench_args.result_filename:
             append_record(bench_args.result_filename, result)
@@ -106,8 +114,6 @@ def format_result(result: dict[str, Any]) -> str:
 def _refuse_unavailable(args: BenchArgs) -> None:
     if args.backend != "engine":
         raise ConfigError(f"--backend {args.backend} is not available yet; use engine")
-    if args.profile:
-        raise ConfigError("--profile is not available yet; leave it out")
 
 
 def _warmup_requests(args: BenchArgs, tokenizer: Any) -> list[BenchRequest]:

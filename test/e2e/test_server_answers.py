@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -192,3 +194,29 @@ def test_tokenize_round_trip(server):
     tokens = server.post("/tokenize", {"prompt": "27 + 46"})[1]
     assert tokens["count"] == len(tokens["tokens"])
     assert server.post("/detokenize", {"tokens": tokens["tokens"]})[1]["text"] == "27 + 46"
+
+
+def test_profile_of_some_steps(server):
+    status, text = server.request("/start_profile", {"num_steps": 3, "with_stack": False})
+    assert status == 200, text
+    server.post(
+        "/generate", {"text": "x", "sampling_params": {"max_new_tokens": 8, "ignore_eos": True}}
+    )
+    status, text = server.request("/stop_profile", method="POST")
+    assert status == 200 and "Recorded 3 steps" in text
+    path = Path(text.strip().rpartition(" to ")[2])
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    assert any("aten::" in event.get("name", "") for event in trace["traceEvents"])
+    path.unlink()
+    path.parent.rmdir()
+
+
+def test_requests_can_be_logged_while_the_server_runs(server):
+    server.post("/configure_logging", {"log_requests": True, "log_requests_level": 0})
+    server.post("/generate", {"text": "x", "rid": "seen", "sampling_params": {"max_new_tokens": 1}})
+    server.post("/configure_logging", {"log_requests": False})
+    server.post(
+        "/generate", {"text": "x", "rid": "unseen", "sampling_params": {"max_new_tokens": 1}}
+    )
+    log = server.log.read_text()
+    assert "request.finished: rid='seen'" in log and "unseen" not in log

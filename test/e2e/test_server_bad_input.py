@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 
 import pytest
 
@@ -33,6 +35,19 @@ BAD_GENERATE = {
     "bad regex": params(regex="(["),
     "bad schema": params(json_schema="{"),
     "schema of a wrong type": params(json_schema='{"type": "nonsense"}'),
+    "schema of another document": params(json_schema='{"$ref": "http://127.0.0.1:1/x"}'),
+    "schema without end": params(json_schema='{"$ref": "#"}'),
+    "schema with too many cases": params(json_schema='{"enum": ["' + "x" * 300_000 + '"]}'),
+    "schema nested too deep": params(json_schema='{"items":' * 100 + "{}" + "}" * 100),
+    "grammar without end": params(ebnf='root ::= root "a"'),
+    "explosive regex": params(regex="a" * 20_000),
+    "deep JSON": '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "half a character": '{"text": "\\ud800"}',
+    "bias without limits": '{"text": "x", "sampling_params": {"logit_bias": {"5": Infinity}}}',
+    "structural tag": params(structural_tag='{"structures": 5}'),
+    "same rid twice": {"text": ["a", "b"], "rid": ["r", "r"]},
+    "many stops": params(stop=["a"] * 1000),
+    "bad stop regex": params(stop_regex="(["),
     "bad ebnf": params(ebnf="root ::= ("),
     "two grammars": params(regex="a", ebnf='root ::= "a"'),
     "too long": {"input_ids": [5] * 5000},
@@ -114,3 +129,30 @@ def test_explosive_regex_is_stopped(server):
     nested = params(regex="(" * 60 + "a" + "{1,200})" * 60, max_new_tokens=4)
     status, reply = server.post("/generate", nested)
     assert status == 400, reply
+
+
+def test_client_gone_in_mid_stream_frees_its_row(server):
+    body = {**params(max_new_tokens=1500, ignore_eos=True), "stream": True}
+    data = json.dumps(body).encode()
+    host, _, port = server.base_url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        assert b"200 OK" in client.recv(4096)
+    deadline = time.monotonic() + 30
+    while json.loads(server.get("/get_load")[1])[0]["num_reqs"]:
+        assert time.monotonic() < deadline, "the request of a client that left still runs"
+        time.sleep(0.05)
+
+
+def test_body_that_is_too_large_is_answered(server):
+    """Also to a client that sends everything before it reads."""
+    status, text = server.request("/generate", raw=b'{"text": "' + b"x" * (65 << 20) + b'"}')
+    assert status == 413 and "larger than" in text
+
+
+def test_profile_and_logging_routes(server):
+    assert server.get("/stop_profile")[0] == 400
+    assert server.request("/start_profile", {"output_dir": "/proc"})[0] == 400
+    assert server.request("/start_profile", {"num_step": 1})[0] == 400
+    assert server.request("/configure_logging", {"log_requests_level": 9})[0] == 400

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from server import running, start
 
 import sglang
@@ -61,6 +63,48 @@ def test_truncated_weights(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     code, log = end_of(["--model-path", str(folder)], tmp_path)
     assert code != 0 and "model.safetensors" in log
+
+
+def _drop(weights):
+    del weights["model.layers.0.mlp.up_proj.weight"]
+
+
+def _add(weights):
+    weights["model.layers.0.mlp.extra.weight"] = torch.zeros(3)
+
+
+def _cut(weights):
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name][:-1].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [(_drop, "up_proj"), (_add, "mlp.extra"), (_cut, "up_proj")]
+)
+def test_weights_that_do_not_fit_the_model(tmp_path, change, word):
+    folder = broken_model(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    code, log = end_of(["--model-path", str(folder)], tmp_path)
+    assert code != 0 and word in log and "Traceback" not in log
+
+
+def test_empty_folder_is_no_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    code, log = end_of(["--model-path", str(tmp_path / "model")], tmp_path)
+    assert code != 0 and "has no config.json" in log and "Traceback" not in log
+
+
+def test_settings_that_the_model_does_not_implement(tmp_path):
+    folder = broken_model(tmp_path, hidden_act="relu2")
+    code, log = end_of(["--model-path", str(folder)], tmp_path)
+    assert code != 0 and "hidden_act='relu2'" in log and "Traceback" not in log
+
+
+def test_more_memory_than_there_is(tmp_path):
+    code, log = end_of(["--max-total-tokens", "100000000000"], tmp_path)
+    assert code != 0 and "GiB are free" in log
 
 
 def test_pool_too_small(tmp_path):

@@ -1,6 +1,7 @@
 """Keeps what a run of the proofs found: `pytest test/models --record docs/supported_models/proof.json`.
 
-Per tiny configuration: its architecture, how many forms were run and how many passed, the largest relative error, the numbers of ranks.
+Per tiny configuration: its architecture, how many forms were run and how many passed, their largest relative error, and that on several
+ranks (more than the bound: failed).
 Configurations that a run leaves out keep what the file says about them, so a record can be brought up to date one family at a time.
 """
 
@@ -51,7 +52,9 @@ class ProofRecord:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._found:
             old = json.loads(self._path.read_text()) if self._path.is_file() else {"cases": {}}
-            cases = {**old["cases"], **{name: _row(rows) for name, rows in self._found.items()}}
+            cases = old["cases"]
+            for name, rows in self._found.items():
+                cases[name] = _row(rows, cases.get(name, {}))
             names = ("torch", "transformers")
             record = {
                 "bound": RELATIVE_BOUND,
@@ -74,14 +77,19 @@ def _outcome(results: list[FormResult]) -> dict[str, Any]:
     return {"passed": all(result.passed for result in results), "error": error}
 
 
-def _row(values: list[dict[str, Any]]) -> dict[str, Any]:
-    """One configuration of the file."""
+def _row(values: list[dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
+    """One configuration of the file. A run of forms only leaves the ranks as they are, and the other way round."""
     forms = {value["form"]: value for value in values if "form" in value}
-    ranks = sorted(value["ranks"] for value in values if "ranks" in value and value["passed"])
-    return {
-        "architecture": values[0]["architecture"],
-        "forms": len(forms),
-        "passed": sum(value["passed"] for value in forms.values()),
-        "max_error": float(f"{max(value['error'] for value in values):.2g}"),
-        "ranks": ranks,
-    }
+    row = {"architecture": values[0]["architecture"], "forms": 0, "passed": 0, "ranks": {}, **old}
+    if forms:
+        row["forms"] = len(forms)
+        row["passed"] = sum(value["passed"] for value in forms.values())
+        row["max_error"] = _short(max(value["error"] for value in forms.values()))
+    for value in values:
+        if "ranks" in value:
+            row["ranks"][str(value["ranks"])] = _short(value["error"])
+    return row
+
+
+def _short(error: float) -> float:
+    return float(f"{error:.2g}")

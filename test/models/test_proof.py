@@ -22,7 +22,9 @@ from sglang.verify.report import markdown_table, to_dict
 FALLBACK = "-on-fallback"
 NAMES = [*CASES, f"llama{FALLBACK}", f"qwen2-window{FALLBACK}"]
 # The first configuration of every architecture with a model file.
-ON_RANKS = list({c.architecture: n for n, c in reversed(CASES.items()) if not c.is_fallback}.values())
+ON_RANKS = list(
+    {c.architecture: n for n, c in reversed(CASES.items()) if not c.is_fallback}.values()
+)
 WHOLE = Form("one whole prefill", (Ask("long", num_tokens=2),))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -17,17 +16,27 @@ from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.multimodal import intake
 from sglang.srt.multimodal.inputs import MultimodalDataItem
 from sglang.verify.forms import Ask, Form, batch_of, forms_named
-from sglang.verify.media import MediaProof, require_family
+from sglang.verify.media import MediaPrompt, MediaProof, require_family
 from sglang.verify.media_forms import media_forms
 from sglang.verify.media_tiny import write_media_config
 from sglang.verify.tiny import tiny_config
 
-_PROMPTS = require_family([VLM_CASES["qwen2-vl"].architecture]).prompts(
-    tiny_config(VLM_CASES["qwen2-vl"].architecture)
-)
-FORMS = media_forms(_PROMPTS)
+
+def _prompts(name: str) -> dict[str, MediaPrompt]:
+    case = VLM_CASES[name]
+    return require_family([case.architecture]).prompts(case.config())
+
+
+PROMPTS = {name: _prompts(name) for name in VLM_CASES}
+FORMS = media_forms(PROMPTS["qwen2-vl"])
 TEXT_FORMS = forms_named(["whole prefill", "full hit", "mixed with prefill, page 1"])
 WHOLE = Form("an image and a video", (Ask("image and video", num_tokens=2),))
+IMAGES = Form("images", (Ask("image", num_tokens=2), Ask("two images", num_tokens=2)))
+CASES = [
+    (name, form)
+    for name, prompts in PROMPTS.items()
+    for form in (*media_forms(prompts), *TEXT_FORMS)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,16 +52,18 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def proof(request: Any, tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
     """One per model, used for all of its forms."""
-    case = VLM_CASES[request.param]
-    raw = copy.deepcopy(tiny_config(case.architecture))
-    raw["text_config"].update(case.text)
-    raw["vision_config"].update(case.vision)
+    raw = VLM_CASES[request.param].config()
     folder = write_media_config(raw, tmp_path_factory.mktemp(request.param))
     return MediaProof(str(folder), require_family(raw["architectures"]), raw)
 
 
-@pytest.mark.parametrize("form", (*FORMS, *TEXT_FORMS), ids=lambda form: form.name)
-@pytest.mark.parametrize("proof", list(VLM_CASES), indirect=True, scope="module")
+@pytest.mark.parametrize(
+    ("proof", "form"),
+    CASES,
+    indirect=["proof"],
+    ids=[f"{name}-{form.name}" for name, form in CASES],
+    scope="module",
+)
 def test_form(proof: MediaProof, form: Form, request: pytest.FixtureRequest) -> None:
     result = proof.run(form)
     case = request.node.callspec.params["proof"]
@@ -63,19 +74,20 @@ def test_form(proof: MediaProof, form: Form, request: pytest.FixtureRequest) -> 
 @pytest.mark.parametrize("proof", list(VLM_CASES), indirect=True, scope="module")
 def test_every_parameter_counts(proof: MediaProof) -> None:
     """A tenth of its spread added at random to any one parameter is noticed, those of the tower included."""
-    assert proof.run(WHOLE).passed
+    whole = WHOLE if "video" in proof.media else IMAGES
+    assert proof.run(whole).passed
     unnoticed = []
     for name, parameter in proof.subject(1).model.named_parameters():
         original = parameter.detach().clone()
         noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             parameter += 0.1 * original.std() * noise
-        if proof.run(WHOLE).passed:
+        if proof.run(whole).passed:
             unnoticed.append(name)
         with torch.no_grad():
             parameter.copy_(original)
     assert not unnoticed
-    assert proof.run(WHOLE).passed, "the parameters were not restored"
+    assert proof.run(whole).passed, "the parameters were not restored"
 
 
 # --- controls: what must be noticed

@@ -123,6 +123,27 @@ SWAPS = {FIRST: SECOND, SECOND: FIRST}
 EntryClass = LlamaForCausalLM
 """
 
+NO_SUM = """
+from sglang.srt.models import llama
+
+
+class Layer(llama.LlamaDecoderLayer):
+    def __init__(self, config, layer_id=0, quant_config=None, prefix=""):
+        super().__init__(config, layer_id, quant_config, prefix)
+        self.self_attn.o_proj.reduce_results = layer_id == 0
+
+
+class Model(llama.LlamaModel):
+    layer_cls = Layer
+
+
+class LlamaForCausalLM(llama.LlamaForCausalLM):
+    model_cls = Model
+
+
+EntryClass = LlamaForCausalLM
+"""
+
 FIRST_NORM = "model.layers.1.input_layernorm.weight"
 
 WRONG_VALUES = """
@@ -180,6 +201,18 @@ def test_a_wrong_shard_is_named(tmp_path: Path) -> None:
     first = report["steps"]["modules"]["data"]["first"]
     assert (first["module"], first["shard"]) == ("model.layers.1.self_attn.qkv_proj", "v_proj")
     assert first["reference"] == "model.layers.1.self_attn.v_proj"
+
+
+def test_ranks_that_do_not_sum_are_noticed(tmp_path: Path) -> None:
+    """Everything is right on one rank; on several, one projection keeps its part to itself."""
+    plugin = write_plugin(tmp_path, NO_SUM)
+    words = ("verify", "--tiny", "llama", "--no-speed", "--output", "out")
+    done = run(*words, cwd=tmp_path, plugin=plugin)
+    assert done.returncode == 1, done.stdout + done.stderr
+    steps = report_of(tmp_path / "out")["steps"]
+    assert steps["forms"]["passed"] is True
+    assert steps["ranks"]["passed"] is False
+    assert "ranks" in steps["ranks"]["summary"]
 
 
 def test_a_missing_tensor_is_named_and_the_rest_is_skipped(tmp_path: Path) -> None:
@@ -258,8 +291,12 @@ def test_a_new_model_passes_before_it_is_changed(tmp_path: Path) -> None:
     assert again.returncode == 2 and "already" in again.stderr
 
 
-def test_a_new_plugin_passes_before_it_is_changed(tmp_path: Path) -> None:
-    done = run("new-model", "my-model", "--like", "Qwen3ForCausalLM", "--plugin", ".", cwd=tmp_path)
+@pytest.mark.parametrize(
+    "like", ["Qwen3ForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM", "ChatGLMModel"]
+)
+def test_a_new_plugin_passes_before_it_is_changed(tmp_path: Path, like: str) -> None:
+    """Dense, with experts, with latent attention, and a family whose reference is our own."""
+    done = run("new-model", "my-model", "--like", like, "--plugin", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "MyModelForCausalLM" in done.stdout
     status, report = verify("--tiny", "MyModelForCausalLM", cwd=tmp_path, plugin="sglang_my_model")

@@ -17,7 +17,7 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.models.registry import FALLBACK_ARCH, ModelRegistry
 from sglang.srt.utils.errors import ConfigError
-from sglang.srt.utils.hf_transformers_utils import download_from_hf, get_tokenizer, read_config_dict
+from sglang.srt.utils.hf_transformers_utils import get_tokenizer, read_config_dict
 from sglang.test.prompts import CORRECTNESS_PROMPTS
 from sglang.verify.comparison import RELATIVE_BOUND, bound_of
 from sglang.verify.coverage import Coverage, measure_coverage
@@ -29,6 +29,7 @@ from sglang.verify.media_tiny import write_media_config
 from sglang.verify.plot import error_plot
 from sglang.verify.proof import FormResult, Proof
 from sglang.verify.ranks import Ranks, possible_sizes, prove_on_ranks
+from sglang.verify.reference import fetch_checkpoint
 from sglang.verify.report import markdown_table, to_dict
 from sglang.verify.sections import (
     PLOT_NAME,
@@ -169,7 +170,7 @@ class Verification:
             made = f"a random checkpoint was written to {self._folder}; "
         else:
             assert options.model is not None, "neither a model nor a tiny configuration"
-            self._folder = _fetch(options.model, options.revision)
+            self._folder = fetch_checkpoint(options.model, options.revision)
             made = ""
         config = self._model_config()
         cls, name = get_model_architecture(config)
@@ -312,15 +313,6 @@ class Verification:
             model_impl=self._options.model_impl,
             trust_remote_code=self._options.trust_remote_code,
         )
-
-
-def _fetch(model: str, revision: str | None) -> str:
-    """The folder of a model; of a hub id, what loading and tokenizing need."""
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-    folder = download_from_hf(model, [*patterns, "*.safetensors"], revision)
-    if not any(Path(folder).glob("*.safetensors")):
-        folder = download_from_hf(model, [*patterns, "*.bin"], revision)
-    return folder
 
 
 def describe_error(error: BaseException) -> str:

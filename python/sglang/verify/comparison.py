@@ -1,7 +1,7 @@
 """The bound, and the comparison of one request with the reference.
 
     max |logit difference| <= 1e-4 x max(1, max |logit|)      over every position that was computed
-    logprobs within the same bound, greedy tokens identical
+    logprobs within the same bound; greedy tokens identical, but where two are as likely within the bound
 
 Every position must have been seen: computed at least once, or taken from a cache whose content was computed and compared before.
 """

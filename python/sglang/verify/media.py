@@ -14,7 +14,9 @@ import torch
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.multimodal.transport import pack
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.comparison import RELATIVE_BOUND
 from sglang.verify.forms import Ask, Material
+from sglang.verify.media_published import as_transformers
 from sglang.verify.proof import Proof
 from sglang.verify.reference import Continuation, ReferenceModel
 from sglang.verify.subject import Session, SubjectConfig, Trace
@@ -51,15 +53,16 @@ class MediaReference(ReferenceModel):
     """A model of transformers that takes media. `seen` is the prompt whose media the next sequences begin with."""
 
     def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoModelForMultimodalLM
 
         self.is_own = False
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=trust_remote_code,
-        )
+        with as_transformers(folder) as readable:
+            self.model = AutoModelForMultimodalLM.from_pretrained(
+                readable,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=trust_remote_code,
+            )
         self.model.eval()
         self.vocab_size = self.model.config.get_text_config().vocab_size
         self.seen: MediaPrompt | None = None
@@ -105,17 +108,20 @@ class MediaProof(Proof):
         """As in `Proof`; answers are told apart by the name of the prompt, for other pictures give the same ids."""
         num_tokens, key = self.material.num_tokens_of(ask), (ask.prompt, tuple(trace.prompt_ids))
         known = self._answers.get(key)
-        if known is None or len(known.output_ids) < num_tokens:
+        if known is None or list(known.output_ids[:num_tokens]) != trace.output_ids[:num_tokens]:
             self._look_at(ask.prompt)
-            known = self.reference.greedy(trace.prompt_ids, num_tokens, trace.output_ids)
+            outputs = trace.output_ids
+            known = self.reference.greedy(trace.prompt_ids, num_tokens, outputs, RELATIVE_BOUND)
             self._answers[key] = known
         return known.head(num_tokens)
 
     def name_in_reference(self, tensor: str) -> str:
         """transformers puts the parts of such models below `model`, and renames what it reads."""
         modules = dict(self.reference.model.named_parameters())
-        inside = tensor.removeprefix("model.")
-        names = (tensor, f"model.language_model.{inside}", f"model.{inside}")
+        inside = tensor.removeprefix("language_model.").removeprefix("model.")
+        without = inside.replace("vision_tower.vision_model.", "vision_tower.")
+        names = (tensor, inside, f"model.language_model.{inside}", f"model.{inside}")
+        names += (without, f"model.{without}")
         return next((name for name in names if name in modules), tensor)
 
     def logits_of(self, rid: str, token_ids: list[int]) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from sglang.srt.layers.rotary_embedding import MRotaryEmbedding
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem
 from sglang.verify.media import MediaPrompt
+from sglang.verify.media_prompts import name_specials
 
 _SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _KEYS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
@@ -79,7 +80,7 @@ class QwenVL:
         }
         path = Path(folder, "preprocessor_config.json")
         path.write_text(json.dumps(settings, indent=2))
-        _name_specials(
+        name_specials(
             Path(folder), {raw[key]: name for key, name in zip(_KEYS, _SPECIALS, strict=True)}
         )
 
@@ -186,18 +187,3 @@ def _grids(media: Sequence[_Medium]) -> tuple[torch.Tensor | None, torch.Tensor 
         torch.tensor(images) if images else None,
         torch.tensor(videos) if videos else None,
     )
-
-
-def _name_specials(folder: Path, names: dict[int, str]) -> None:
-    """Give ids of the tiny tokenizer the names of the family's special tokens."""
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    vocab = tokenizer["model"]["vocab"]
-    by_id = {index: token for token, index in vocab.items()}
-    for index, name in names.items():
-        del vocab[by_id[index]]
-        vocab[name] = index
-        added = {"id": index, "content": name, "special": True, "normalized": False}
-        flags = {"single_word": False, "lstrip": False, "rstrip": False}
-        tokenizer["added_tokens"].append({**added, **flags})
-    path.write_text(json.dumps(tokenizer), encoding="utf-8")

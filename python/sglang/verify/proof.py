@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from sglang.verify.comparison import Difference, compare_logprobs, compare_trace
+from sglang.verify.comparison import RELATIVE_BOUND, Difference, compare_logprobs, compare_trace
 from sglang.verify.forms import FORMS, Ask, Form, Material
 from sglang.verify.reference import Continuation, ReferenceModel
 from sglang.verify.subject import Session, Subject, SubjectConfig, Trace
@@ -98,8 +98,9 @@ class Proof:
         """What the reference says to the prompt of a request that was played. Known answers are kept."""
         num_tokens, key = self.material.num_tokens_of(ask), tuple(trace.prompt_ids)
         known = self._expected.get(key)
-        if known is None or len(known.output_ids) < num_tokens:
-            known = self.reference.greedy(trace.prompt_ids, num_tokens, trace.output_ids)
+        if known is None or list(known.output_ids[:num_tokens]) != trace.output_ids[:num_tokens]:
+            outputs = trace.output_ids
+            known = self.reference.greedy(trace.prompt_ids, num_tokens, outputs, RELATIVE_BOUND)
             self._expected[key] = known
         return known.head(num_tokens)
 

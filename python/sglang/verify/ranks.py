@@ -149,7 +149,9 @@ def _collect(connections: Sequence[Connection]) -> list[list[list[Trace]]]:
     while waiting:
         ready = wait_for_any(list(waiting), timeout=_PATIENCE)
         if not ready:
-            raise RanksFailed(f"no answer for {_PATIENCE:.0f} s from ranks {list(waiting.values())}")
+            raise RanksFailed(
+                f"no answer for {_PATIENCE:.0f} s from ranks {list(waiting.values())}"
+            )
         for connection in ready:
             assert isinstance(connection, Connection)
             rank = waiting.pop(connection)

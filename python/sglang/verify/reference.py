@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sglang.srt.configs.hf_config import read_facts
-from sglang.srt.utils.hf_transformers_utils import read_config_dict
+from sglang.srt.utils.hf_transformers_utils import download_from_hf, read_config_dict
 from sglang.verify.references import find_reference, load_reference
 
 
@@ -89,22 +90,40 @@ class ReferenceModel:
         return answer[0, : len(token_ids)].float().cpu()
 
     def greedy(
-        self, prompt_ids: Sequence[int], num_tokens: int, draft: Sequence[int] = ()
+        self,
+        prompt_ids: Sequence[int],
+        num_tokens: int,
+        draft: Sequence[int] = (),
+        tie: float = 0.0,
     ) -> Continuation:
         """The `num_tokens` most likely tokens after the prompt, ties to the lowest id.
 
-        `draft` is a guess of them. It saves time and cannot change the result: a guess is kept exactly as far as each of its tokens
-        is the most likely one after all tokens before it, which is what a greedy continuation is.
+        `draft` is a guess of them. It saves time and cannot change the result but for ties: a guess is kept exactly as far as each of its
+        tokens is the most likely one after all tokens before it, or less likely by at most `tie` of the largest logit (at least of 1),
+        which rounding decides. That is what a greedy continuation is.
         """
         prompt, tokens = list(prompt_ids), list(draft[:num_tokens])
         while True:
             # The last token of a complete continuation predicts nothing that was asked for.
             logits = self.logits(prompt + tokens[: num_tokens - 1])
-            best = logits[len(prompt) - 1 :].argmax(dim=-1).tolist()
-            agreed = next(
-                (i for i, (a, b) in enumerate(zip(tokens, best, strict=False)) if a != b),
-                min(len(tokens), len(best)),
+            rows = logits[len(prompt) - 1 :]
+            best = rows.argmax(dim=-1).tolist()
+            least = rows.max(dim=-1).values - tie * max(1.0, float(rows.abs().max()))
+            wrong = (
+                place
+                for place, token in enumerate(tokens[: len(best)])
+                if token != best[place] and not bool(rows[place, token] >= least[place])
             )
+            agreed = next(wrong, min(len(tokens), len(best)))
             if agreed == num_tokens:
                 return Continuation(tuple(prompt), tuple(tokens), logits)
             tokens = tokens[:agreed] + [best[agreed]]
+
+
+def fetch_checkpoint(model: str, revision: str | None = None) -> str:
+    """The folder of a model; of a hub id, what loading and tokenizing need. Raises ConfigError when there is none."""
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    folder = download_from_hf(model, [*patterns, "*.safetensors"], revision)
+    if not any(Path(folder).glob("*.safetensors")):
+        folder = download_from_hf(model, [*patterns, "*.bin"], revision)
+    return folder

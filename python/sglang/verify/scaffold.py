@@ -9,6 +9,7 @@ import keyword
 import re
 from pathlib import Path
 
+from sglang.srt.models.common.entry_class import names_in_text
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
 from sglang.verify.tiny import tiny_config
@@ -168,16 +169,29 @@ class Scaffold:
     def model_text(self) -> str:
         """The source's text with its classes renamed and one entry class."""
         text = self._source.read_text(encoding="utf-8")
+        entries = names_in_text(self._source)
+        text = _set_entry(text, ast.parse(text), self.like)
+        text = _without_unused(text, [name for name in entries if name != self.like])
         tree = ast.parse(text)
-        prefix = _prefix(self.like)
-        defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-        renamed = {name: name.replace(prefix, self.camel, 1) for name in defined}
-        renamed[self.like] = self.architecture
-        text = _set_entry(text, tree, self.like)
         text = _set_docstring(text, tree, f"{self.camel}, so far a copy of `{self._source.name}`.")
+        defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        renamed = self._renamed(defined, entries)
         pattern = re.compile(r"\b(" + "|".join(sorted(renamed, key=len, reverse=True)) + r")\b")
         head, docstring, body = _split_docstring(text)
         return head + docstring + pattern.sub(lambda match: renamed[match.group()], body)
+
+    def _renamed(self, defined: list[str], entries: list[str]) -> dict[str, str]:
+        """New names of the file's classes. Where two would get one name, that of the copied architecture keeps it."""
+        own = _prefix(self.like)
+        prefixes = [own, *sorted((_prefix(entry) for entry in entries), key=len, reverse=True)]
+        renamed = {self.like: self.architecture}
+        for name in sorted(defined, key=lambda name: not name.startswith(own)):
+            prefix = next((p for p in prefixes if name.startswith(p) and name != p), None)
+            if prefix is not None and name not in renamed:
+                rest = name.removeprefix(prefix)
+                is_taken = self.camel + rest in renamed.values()
+                renamed[name] = f"{self.camel}{'Base' if is_taken else ''}{rest}"
+        return renamed
 
     def config_text(self) -> str:
         """The tiny configuration: that of the other model under the new architecture."""
@@ -235,6 +249,17 @@ def _set_entry(text: str, tree: ast.Module, architecture: str) -> str:
             lines = text.splitlines(keepends=True)
             return "".join(lines[: node.lineno - 1]) + f"EntryClass = {architecture}\n"
     raise ConfigError("the model file has no EntryClass to copy")
+
+
+def _without_unused(text: str, names: list[str]) -> str:
+    """The text without those classes that nothing in it refers to: other architectures of the same file."""
+    for node in reversed(ast.parse(text).body):
+        if isinstance(node, ast.ClassDef) and node.name in names:
+            if len(re.findall(rf"\b{node.name}\b", text)) == 1:
+                lines = text.splitlines(keepends=True)
+                before = "".join(lines[: node.lineno - 1]).rstrip("\n") + "\n"
+                text = before + "".join(lines[node.end_lineno or node.lineno :])
+    return text
 
 
 def _set_docstring(text: str, tree: ast.Module, first_line: str) -> str:

@@ -73,7 +73,7 @@ def tiny_config(name: str) -> dict[str, Any]:
     for path in stored.values():
         if name in _read(path)["architectures"]:
             return _read(path)
-    return _of_plugin(name) or _derive(name, list(stored))
+    return _of_plugin(name) or _of_spelling(name) or _derive(name, list(stored))
 
 
 def write_tiny(name: str, folder: str | Path) -> Path:
@@ -195,16 +195,18 @@ def _generators() -> dict[str, str]:
 
 @functools.cache
 def _media_generators() -> dict[str, str]:
-    """`{model_type: architecture}` of what makes text of images and text in transformers."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    """`{model_type: architecture}` of what makes text of media and text in transformers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-    return dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return dict(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 
 def _auto_class(model_type: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    return AutoModelForCausalLM if model_type in _generators() else AutoModelForImageTextToText
+    # Some that take media are listed among those of text too.
+    has_media = model_type in _media_generators()
+    return AutoModelForMultimodalLM if has_media else AutoModelForCausalLM
 
 
 def _of_plugin(name: str) -> dict[str, Any] | None:
@@ -218,6 +220,20 @@ def _of_plugin(name: str) -> dict[str, Any] | None:
     for base in cls.__mro__[1:]:
         if base.__name__ in ModelRegistry.models and base.__name__ != name:
             return {**tiny_config(base.__name__), "architectures": [name]}
+    return None
+
+
+def _of_spelling(name: str) -> dict[str, Any] | None:
+    """For a built-in class without a configuration: that of a relative in the same file, of which it is another spelling."""
+    if name not in ModelRegistry.models or name in _generators().values():
+        return None
+    cls = ModelRegistry.models[name]
+    own = {base for base in cls.__mro__ if base.__module__ == cls.__module__}
+    for path in sorted(CONFIG_FOLDER.glob("*.json")):
+        raw = _read(path)
+        relative = ModelRegistry.models.get(raw["architectures"][0])
+        if relative is not None and own & set(relative.__mro__):
+            return {**raw, "architectures": [name]}
     return None
 
 

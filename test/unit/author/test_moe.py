@@ -173,12 +173,30 @@ def test_custom_routing_gets_keywords() -> None:
     torch.testing.assert_close(out.topk_weights, logits.max(1, keepdim=True).values.sigmoid())
 
 
+def test_fused_shared_experts_count_their_factor_in_the_sum() -> None:
+    """After the layer's own scaling by `routed_scaling_factor`, a shared expert counts the factor, 1 by default."""
+    logits = torch.randn(T, E)
+    options = dict(num_fused_shared_experts=1, routed_scaling_factor=2.5)
+    for factor, counts in ((None, 1.0), (1, 1.0), (0.5, 0.5)):
+        topk = TopK(K + 1, **options, fused_shared_experts_scaling_factor=factor)
+        weights = topk(torch.zeros(T, D), logits).topk_weights * 2.5
+        torch.testing.assert_close(weights[:, -1], torch.full((T,), counts))
+        torch.testing.assert_close(weights[:, :-1].sum(1), torch.full((T,), 2.5))
+
+
+def test_groups_by_a_bias_have_sigmoid_scores_whatever_is_said() -> None:
+    logits, bias = torch.randn(T, E), torch.randn(E)
+    options = dict(use_grouped_topk=True, num_expert_group=3, topk_group=2, correction_bias=bias)
+    silent, said = (TopK(K, **options), TopK(K, scoring_func="sigmoid", **options))
+    x = torch.zeros(T, D)
+    assert torch.equal(silent(x, logits).topk_weights, said(x, logits).topk_weights)
+
+
 def test_empty_and_refused_routing() -> None:
     assert TopK(K).empty_topk_output("cpu").topk_ids.shape == (0, K)
     for wrong in (
         {"scoring_func": "cosine"},
         {"use_grouped_topk": True},
-        {"fused_shared_experts_scaling_factor": 2.0},
     ):
         with pytest.raises(ConfigError):
             TopK(K, **wrong)
@@ -308,6 +326,20 @@ def test_fused_checkpoint_tensors(transposed: bool) -> None:
         assert not unfilled_shards(param)
     assert torch.equal(experts.w13_weight, w13) and torch.equal(experts.w2_weight, w2)
     assert torch.equal(experts.w13_weight_bias, b13) and torch.equal(experts.w2_weight_bias, b2)
+
+
+def test_fused_rows_alternate_with_the_clamped_activation() -> None:
+    w13, w2 = weights()
+    b13 = torch.randn(E, 2 * WIDTH)
+    experts = FusedMoE(
+        E, D, WIDTH, 0, use_weight_loader_fused=True, with_bias=True, gemm1_alpha=1.7
+    )
+    for param, value in ((experts.w13_weight, w13), (experts.w13_weight_bias, b13)):
+        alternating = torch.stack(value.chunk(2, dim=1), dim=2).flatten(1, 2)
+        param.weight_loader(param, alternating, "w13", "w13")
+        assert torch.equal(param, value)
+    experts.w2_weight.weight_loader(experts.w2_weight, w2, "w2", "w2")
+    assert torch.equal(experts.w2_weight, w2)
 
 
 @pytest.mark.parametrize(("ep_size", "tp_size"), [(2, 1), (1, 2), (3, 2)])

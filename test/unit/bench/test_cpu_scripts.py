@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ sys.path[:0] = [str(ROOT / "benchmark" / "cpu"), str(ROOT / "scripts")]
 import compare_hf  # noqa: E402
 import contestants  # noqa: E402
 import engine_overhead  # noqa: E402
+import memory  # noqa: E402
 import records  # noqa: E402
 import size_report  # noqa: E402
 import workloads  # noqa: E402
@@ -127,3 +130,42 @@ def test_totals_and_lists():
     assert sorted(names) == sorted(totals)
     lengths = [function.lines for function in size_report.longest_functions()]
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] >= 1
+
+
+def test_memory_is_split_into_weights_kv_and_the_rest():
+    usage = {"weight": 0.5, "kvcache": 1.0, "token_capacity": 1024}
+    pools = memory.Pools.of({"memory_usage": usage})
+    sample = memory.Sample(pss=2000.0, rss=2500.0, by_process={})
+    row = pools.row(sample, kv_tokens=256)
+    assert row == {
+        "PSS": 2000.0,
+        "weights": 512.0,
+        "KV in use": 256.0,
+        "rest": 1232.0,
+        "KV reserved": 1024.0,
+        "sum of RSS": 2500.0,
+    }
+    assert memory._verdict(row) == "no" and memory._verdict({"rest": 1024.0}) == "yes"
+    assert pools.row(sample, kv_tokens=10**6)["KV in use"] == 1024.0
+
+
+def test_memory_of_this_process_is_read():
+    text = "55-7ff ---p 00000000 00:00 0  [rollup]\nRss:   2048 kB\nPss:   1024 kB\n"
+    assert memory.read_rollup(text) == {"Rss": 2.0, "Pss": 1.0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_samples_count_children_only():
+    code = "block = b'x' * (80 << 20); print('ready', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        with memory.Sampler() as sampler:
+            assert child.stdout.readline() == "ready\n"
+            now = memory.take_sample()
+            while sampler.largest.pss < 80:
+                time.sleep(0.01)
+        child.communicate("\n")
+    assert 80 < now.pss < 200 and now.by_process.keys() >= {"other"}
+    assert memory.take_sample().pss < now.pss - 79

@@ -40,6 +40,13 @@ class StandIn:
             for prompt, params in zip(prompts, arguments["sampling_params"], strict=True)
         ]
 
+    def start_profile(self):
+        self.calls.append({"profile": "start"})
+
+    def stop_profile(self):
+        self.calls.append({"profile": "stop"})
+        return "Recorded"
+
     def get_server_info(self):
         return {"internal_states": [{"last_gen_throughput": 42.0}]}
 
@@ -92,10 +99,18 @@ def test_options_reach_the_engine(tokenizer_folder):
     assert call["sampling_params"][0]["ignore_eos"] is False
 
 
-@pytest.mark.parametrize("values", [{"backend": "runtime"}, {"profile": True}])
-def test_later_subjects(tokenizer_folder, values):
+def test_later_subjects(tokenizer_folder):
     with pytest.raises(ConfigError, match="is not available yet"):
-        offline.throughput_test(ServerArgs(model_path=tokenizer_folder), bench_args(**values))
+        offline.throughput_test(
+            ServerArgs(model_path=tokenizer_folder), bench_args(backend="runtime")
+        )
+
+
+def test_profile_surrounds_the_measured_run(tokenizer_folder, capsys):
+    offline.throughput_test(ServerArgs(model_path=tokenizer_folder), bench_args(profile=True))
+    kinds = [next(iter(call)) if len(call) == 1 else "generate" for call in StandIn.calls]
+    assert kinds == ["generate", "profile", "generate", "profile", "closed"]
+    assert "Recorded" in capsys.readouterr().out
 
 
 def test_command_line(tokenizer_folder, capsys):

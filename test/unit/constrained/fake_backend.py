@@ -61,4 +61,4 @@ class FakeMatcher:
         self.name = name
 
     def fill_mask(self, mask: np.ndarray) -> None:
-        mask[:] = -1
+        mask[:] = 0 if ":nothing:" in self.name else -1

@@ -209,6 +209,8 @@ def test_dumped_grammars_load(backend, tokenizer, vocab_size):
         ("json", "{"),
         ("json", '{"type": "no such type"}'),
         ("json", "[1]"),
+        ("json", '{"$ref": "http://127.0.0.1:1/other.json"}'),
+        ("json", '{"properties": {"a": {"items": [{"$ref": "other.json#/a"}]}}}'),
         ("regex", "[ab"),
         ("ebnf", "root ::= ("),
         ("ebnf", "root ::= missing"),
@@ -259,3 +261,70 @@ def test_clear_tail(count):
     mask = np.full(2, -1, dtype=np.int32)
     clear_tail(mask, count)
     assert np.unpackbits(mask.view(np.uint8), bitorder="little").sum() == count
+
+
+def fits(compiled, tokenizer, text: str) -> bool:
+    matcher = compiled.new_matcher()
+    if not all(map(matcher.accept_token, tokenizer(text).input_ids)):
+        return False
+    return matcher.is_terminated() or matcher.accept_token(tokenizer.eos_token_id)
+
+
+# schema, a text that does not belong to it; docs/advanced_features/structured_outputs.md tells users
+LEFT_OUT_BY_XGRAMMAR = {
+    "uniqueItems": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "[1,1]"),
+    "not": ({"not": {"type": "string"}}, '"a"'),
+    "if": (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}},
+            "if": {"required": ["a"]},
+            "then": {"required": ["b"]},
+        },
+        '{"a":1}',
+    ),
+    "dependentRequired": (
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}},
+            "dependentRequired": {"a": ["b"]},
+        },
+        '{"a":1}',
+    ),
+    "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "1"),
+    "format": ({"type": "string", "format": "nothing"}, '"x"'),
+}
+
+
+@pytest.mark.parametrize("keyword", LEFT_OUT_BY_XGRAMMAR)
+def test_keywords_that_a_backend_does_not_know(make_backend, tokenizer, keyword):
+    schema, text = LEFT_OUT_BY_XGRAMMAR[keyword]
+    compiled = make_backend("xgrammar").compile("json", json.dumps(schema))
+    assert fits(compiled, tokenizer, text)
+    with pytest.raises(InvalidGrammarError):
+        make_backend("llguidance").compile("json", json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "integer", "minimum": 5, "exclusiveMaximum": 8}, "7", "8"),
+        ({"type": "string", "pattern": "^a+$"}, '"aa"', '"b"'),
+        ({"anyOf": [{"const": "a"}, {"enum": [1, None]}]}, "null", '"b"'),
+        ({"$defs": {"x": {"const": 4}}, "$ref": "#/$defs/x"}, "4", "5"),
+        ({"allOf": [{"type": "integer"}]}, "5", '"a"'),
+        (
+            {
+                "type": "object",
+                "patternProperties": {"^a": {"type": "integer"}},
+                "additionalProperties": False,
+            },
+            '{"a":1}',
+            '{"b":1}',
+        ),
+    ],
+)
+def test_keywords_that_both_backends_keep_to(backend, tokenizer, schema, good, bad):
+    compiled = backend.compile("json", json.dumps(schema))
+    for text, belongs in ((good, True), (bad, False)):
+        assert fits(compiled, tokenizer, text) is belongs

@@ -91,6 +91,12 @@ def test_an_invalid_grammar_is_a_400_and_the_next_one_works(make_manager):
     assert outcome(manager, "json", "fine too").name.split(":")[2] == pid
 
 
+def test_a_grammar_without_any_text_is_a_400(make_manager):
+    with pytest.raises(RequestError, match="invalid ebnf: no text belongs to it") as error:
+        outcome(make_manager(), "ebnf", "nothing")
+    assert error.value.status_code == 400
+
+
 @pytest.mark.parametrize("text", ["spin", "sleep 1000"])
 def test_a_grammar_that_takes_too_long_fails_alone(make_manager, text):
     manager = make_manager(compile_timeout=0.5)

@@ -21,6 +21,8 @@ from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
     LogprobChunk,
+    ProfileReply,
+    ProfileReq,
     SchedulerInbound,
     SchedulerReady,
     ShutdownReq,
@@ -93,6 +95,10 @@ class ScriptedScheduler:
             case FlushCacheReq():
                 busy = len(self.held)
                 self.send(FlushCacheReply(call_id=message.call_id, success=not busy))
+            case ProfileReq(options=options):
+                text = "wrote it" if options is None else f"{options.num_steps} steps"
+                success = options is None or options.num_steps != 0
+                self.send(ProfileReply(call_id=message.call_id, success=success, message=text))
             case InternalStateReq():
                 state = {"num_running_reqs": len(self.held), "last_gen_throughput": 5.0}
                 self.send(InternalStateReply(call_id=message.call_id, state=state))

@@ -78,6 +78,7 @@ def test_async_calls_in_new_loops_between_sync_calls(engine):
         assert asyncio.run(ask()) == (["w1", "w2"], "w3 w4")
         assert engine.generate("w5")["text"] == "w5"
     assert engine.flush_cache().success
+    assert engine.start_profile(num_steps=2) == "2 steps" and engine.stop_profile() == "wrote it"
 
 
 def test_sync_methods_are_refused_inside_a_loop(engine):

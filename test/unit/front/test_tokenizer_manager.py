@@ -495,6 +495,17 @@ def test_flush_cache_and_server_info(make_front):
     assert info["version"] and "secret" not in str(info)
 
 
+def test_profile(make_front):
+    front = make_front()
+    assert asyncio.run(front.manager.start_profile({"num_steps": 3})) == "3 steps"
+    assert asyncio.run(front.manager.stop_profile()) == "wrote it"
+    with pytest.raises(RequestError, match="0 steps"):  # refused by the scheduler
+        asyncio.run(front.manager.start_profile({"num_steps": 0}))
+    for bad in ({"num_step": 3}, {"num_steps": "three"}, {"self": 1}):
+        with pytest.raises(RequestError, match="profile options"):
+            asyncio.run(front.manager.start_profile(bad))
+
+
 def test_metrics_count_requests_and_ask_the_scheduler(make_front):
     front = make_front(enable_metrics=True)
     collect(front.manager, input_ids=[1, 2, 3], stream=True)

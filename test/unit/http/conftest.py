@@ -45,6 +45,8 @@ class FakeManager:
         self.context_len = 2048
         self.model_info = {"model_path": "fake", "is_generation": True}
         self.metrics = None
+        self.request_logger = None
+        self.profile_calls: list[Any] = []
         self.is_alive = True
         self.num_in_flight = 0
         self.last_receive_ts = 0.0
@@ -123,6 +125,16 @@ class FakeManager:
     async def flush_cache(self) -> Any:
         return self.flush_reply
 
+    async def start_profile(self, options: Any) -> str:
+        if self.error is not None:
+            raise self.error
+        self.profile_calls.append(options)
+        return "Recording to x"
+
+    async def stop_profile(self) -> str:
+        self.profile_calls.append("stop")
+        return "Recorded 1 steps to x"
+
     async def get_internal_state(self) -> dict[str, Any]:
         return {"num_running_reqs": 2, "num_queue_reqs": 1, "num_used_tokens": 40}
 
@@ -159,6 +171,9 @@ def make_args(**changes: Any) -> SimpleNamespace:
         "node_rank": 0,
         "log_level": "warning",
         "log_level_http": None,
+        "log_requests_level": 2,
+        "log_requests_format": "text",
+        "log_requests_target": None,
     }
     return SimpleNamespace(**{**values, **changes})
 

@@ -370,19 +370,26 @@ def test_scales_of_attention(loaded: tuple[float, float], expected: tuple[float,
 # --- the cache
 
 
+def _layer(layer_id: int, k_scale: float) -> Any:
+    scale = torch.tensor(k_scale)
+    return SimpleNamespace(
+        layer_id=layer_id, k_scale=scale, k_scale_float=k_scale, v_scale=None, v_scale_float=None
+    )
+
+
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 @pytest.mark.parametrize("loc_dtype", [torch.int32, torch.int64])
 def test_pools_keep_scaled_codes(dtype: torch.dtype, loc_dtype: torch.dtype) -> None:
     pool = Fp8MHATokenToKVPool(16, 4, dtype, 2, 8, 3, "cpu", v_head_dim=4)
-    layer: Any = SimpleNamespace(layer_id=1, k_scale=torch.tensor(0.5), v_scale=None)
+    layer = _layer(1, 0.5)
     k, v = torch.randn(2, 2, 8) * 3, torch.randn(2, 2, 4)
     k[0, 0, 0], v[0, 0, 0] = 1e6, -1e6
     loc = torch.tensor([5, 9], dtype=loc_dtype)
     largest = torch.finfo(dtype).max
-    for k_scale in (None, 0.25):
-        pool.set_kv_buffer(layer, loc, k, v, k_scale)
+    for given, k_scale in ((None, 0.5), (layer.k_scale, 0.5), (0.25, 0.25), (torch.tensor(4.0), 4)):
+        pool.set_kv_buffer(layer, loc, k, v, given)
         keys, values = pool.get_kv_buffer(1)
-        expected = (k / (k_scale or 0.5)).clamp(-largest, largest).to(dtype)
+        expected = (k / k_scale).clamp(-largest, largest).to(dtype)
         assert torch.equal(keys[loc.long()].float(), expected.float())
         assert torch.equal(values[loc.long()].float(), v.clamp(-largest, largest).to(dtype).float())
         assert keys.dtype == dtype and keys.float().isfinite().all()
@@ -395,7 +402,7 @@ def test_pools_keep_scaled_codes(dtype: torch.dtype, loc_dtype: torch.dtype) -> 
 @pytest.mark.parametrize("is_split", [True, False])
 def test_latent_pools_keep_scaled_codes(is_split: bool) -> None:
     pool = Fp8MLATokenToKVPool(16, 4, E4M3, 6, 2, 3, "cpu")
-    layer: Any = SimpleNamespace(layer_id=2, k_scale=torch.tensor(2.0), v_scale=None)
+    layer = _layer(2, 2.0)
     rows, loc = torch.randn(3, 1, 8), torch.tensor([4, 7, 15])
     if is_split:
         pool.set_mla_kv_buffer(layer, loc, rows[..., :6], rows[:, 0, 6:])

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from models.configs import CASES
-from models.configs_dense import DENSE_CASES
 from models.forward import HandRunner, Share, assert_close, load_model
 from models.tiny import build_model, write_checkpoint
 from safetensors.torch import load_file, save_file
@@ -21,11 +19,7 @@ from sglang.srt.configs.hf_config import read_facts
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.models.common.qk_norm import PerHeadLayerNorm
 from sglang.srt.models.common.weights import unfuse_heads
-from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
-
-TABLE = Path(__file__).parents[3] / "docs/supported_models/text_generation/generative_models.md"
-DENSE_ARCHITECTURES = {case.architecture for case in DENSE_CASES.values()}
 
 TOKENS = torch.randint(3, 512, (1, 40), generator=torch.Generator().manual_seed(0))
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -222,30 +216,6 @@ def test_opt_350m_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint("opt", tmp_path, do_layer_norm_before=False)
     with pytest.raises(ConfigError, match="do_layer_norm_before=False"):
         load_model(folder)
-
-
-def _table() -> list[list[str]]:
-    lines = TABLE.read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
-    return [row for row in rows if row[1].startswith("`")]
-
-
-def test_the_table_of_models_is_true() -> None:
-    """Each row's class is in its file, and its cases are those of the architecture."""
-    cases: dict[str, set[str]] = {}
-    for name, case in CASES.items():
-        if not case.is_fallback:
-            cases.setdefault(case.architecture, set()).add(name)
-    rows = _table()
-    assert len(rows) > 30
-    for _, architecture, file, _, configurations in rows:
-        name = architecture.strip("`")
-        cls, resolved = ModelRegistry.resolve_model_cls(name)
-        assert resolved == name
-        assert f"{cls.__module__.rsplit('.', 1)[1]}.py" == file.strip("`")
-        assert {part.strip("` ") for part in configurations.split(",")} == cases.pop(name)
-    missing = {name for name in cases if name in DENSE_ARCHITECTURES}
-    assert not missing, "cases without a row"
 
 
 def test_other_xielu_constants_are_refused(tmp_path: Path) -> None:

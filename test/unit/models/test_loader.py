@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,15 @@ from sglang.srt.model_loader.weight_utils import (
     find_checkpoint_files,
     maybe_remap_kv_scale_name,
 )
-from sglang.srt.models.common.weights import WeightLoadError
+from sglang.srt.models.common.weights import (
+    ExpertNames,
+    WeightLoadError,
+    WeightMap,
+    load_weights,
+)
 from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils.errors import ConfigError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -139,7 +147,42 @@ def test_misshapen_shard_is_named_with_shapes(folder: Path) -> None:
         load_model(folder)
     message = str(caught.value)
     assert f"tensor {Q_PROJ} [48, 64] does not fit parameter" in message
-    assert "model.layers.1.self_attn.qkv_proj.weight [128, 64] shard q" in message
+    assert "model.layers.1.self_attn.qkv_proj.weight [128, 64] shard q (rule stacked)" in message
+
+
+class _Fan(nn.Module):
+    """One matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3, 2, bias=False)
+
+
+def test_errors_name_the_rules() -> None:
+    def halve(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        yield name, tensor.unflatten(0, (2, -1))[0]
+
+    renamed = WeightMap(rename=WeightsMapper(orig_to_new_substr={"old.": "proj."}))
+    with pytest.raises(WeightLoadError) as caught:
+        load_weights(
+            _Fan(), [("old.bias", torch.zeros(2)), ("old.weight", torch.zeros(9))], renamed
+        )
+    message = str(caught.value)
+    assert "tensor old.bias (rule rename: read as proj.bias) belongs to no parameter" in message
+    assert (
+        "tensor old.weight [9] does not fit parameter proj.weight [2, 3] (rule rename)" in message
+    )
+    converted = dataclasses.replace(renamed, convert=halve)
+    with pytest.raises(WeightLoadError, match=r"\(rules rename, convert\)"):
+        load_weights(_Fan(), [("old.weight", torch.zeros(10, 3))], converted)
+    with pytest.raises(WeightLoadError, match="tensor old.weight .* refused by rule convert"):
+        load_weights(_Fan(), [("old.weight", torch.zeros(5, 3))], converted)
+    experts = WeightMap(experts=ExpertNames())
+    stray = ("mlp.experts.down_proj", torch.zeros(2, 4, 4))
+    with pytest.raises(
+        WeightLoadError, match=r"rule experts: read as mlp.experts.0.down_proj.weig"
+    ):
+        load_weights(_Fan(), [stray], experts)
 
 
 def test_wrong_vocabulary_is_refused(folder: Path) -> None:
@@ -280,6 +323,30 @@ def test_plugin_that_reports_nothing_is_watched(
     with pytest.raises(WeightLoadError, match="layers.0.mlp.down_proj.weight") as caught:
         load_model(folder)
     assert len(caught.value.problems) == 1
+
+
+def test_tensors_that_a_plugin_passes_over_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that it looked at only, and none that it used, kept for later or may well leave out."""
+
+    class Careless(_Plugin):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            kept = [pair for pair in weights if pair[1].dim() > 1 or "norm" in pair[0]]
+            super().load_weights(kept)
+
+    folder = write_checkpoint("llama", tmp_path)
+    monkeypatch.setitem(ModelRegistry.models, "LlamaForCausalLM", Careless)
+    with caplog.at_level(logging.WARNING):
+        load_model(folder)
+    assert "does not use" not in caplog.text
+    strays = {f"model__layers__{i}__stray__bias": torch.zeros(2) for i in range(2)}
+    ignored = {"model__layers__0__self_attn__rotary_emb__inv_freq": torch.zeros(8)}
+    edit_weights(folder, **strays, **ignored, other_stray=torch.zeros(1))
+    with caplog.at_level(logging.WARNING):
+        load_model(folder)
+    assert "model.layers.*.stray.bias (2)" in caplog.text and "other_stray" in caplog.text
+    assert "inv_freq" not in caplog.text and "q_proj" not in caplog.text
 
 
 def test_fallback_is_strict_in_both_directions(tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def test_a_quantized_projection_from_the_latent_is_refused(is_plain: bool) -> No
         if isinstance(layer, RadixAttention):
             return None
         keeps = is_plain or not prefix.endswith("kv_b_proj")
-        return UnquantizedLinearMethod() if keeps else Mock(spec=LinearMethodBase)
+        if keeps:
+            return UnquantizedLinearMethod()
+        return Mock(spec=LinearMethodBase, leave_plain_weight=lambda layer: False)
 
     quant_config: Any = SimpleNamespace(get_quant_method=method_of, get_name=lambda: "odd8")
 
@@ -239,10 +241,13 @@ def test_pools_by_kind_of_attention(tmp_path: Path) -> None:
             assert pool.total_bytes == 32 * kv_bytes_per_token(config, 1, torch.float32)  # type: ignore[attr-defined]
 
 
-def test_block_fp8_is_refused_by_name(tmp_path: Path) -> None:
+def test_block_fp8_is_known_and_others_are_refused_by_name(tmp_path: Path) -> None:
     blocks = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-    with pytest.raises(ConfigError, match="quant_method='fp8'"):
-        ModelConfig(_write(tmp_path, quantization_config=blocks))
+    config = ModelConfig(_write(tmp_path, quantization_config=blocks))
+    assert (config.quantization, config.quantization_config) == ("fp8", blocks)
+    groups = {"quant_method": "compressed-tensors"}
+    with pytest.raises(ConfigError, match="quant_method='compressed-tensors'"):
+        ModelConfig(_write(tmp_path, quantization_config=groups))
 
 
 def _edit_config(folder: Path, **keys: Any) -> None:

@@ -43,7 +43,9 @@ def test_weight_map_order_is_skip_rename_convert_stack() -> None:
         convert=lambda name, tensor: [(f"{name}.left", tensor[:1]), (f"{name}.right", tensor[1:])],
     )
     weights = [("transformer.a", torch.arange(3)), ("transformer.h.masked_bias", torch.zeros(1))]
-    got = [(disk, name, t.tolist()) for disk, name, t in weight_map.convert_all(weights)]
+    mapped = list(weight_map.convert_all(weights))
+    assert {rules for *_, rules in mapped} == {("rename", "convert")}
+    got = [(disk, name, t.tolist()) for disk, name, t, _ in mapped]
     assert got == [
         ("transformer.a", "model.a.left", [0]),
         ("transformer.a", "model.a.right", [1, 2]),

@@ -12,7 +12,9 @@ from sglang.cli.main import COMMANDS, load
 from sglang.srt.models.common.entry_class import names_in_text
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.references import find_reference
 from sglang.verify.scaffold import DOCS_TABLE, Scaffold
+from sglang.verify.tiny import tiny_config
 
 
 @pytest.fixture
@@ -22,7 +24,16 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "like", ["LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM"]
+    "like",
+    [
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Gemma2ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "BaichuanForCausalLM",
+        "BailingMoeV2ForCausalLM",
+    ],
 )
 def test_the_copy_defines_its_own_classes_and_one_entry(root: Path, like: str) -> None:
     Scaffold("acme", like).write_into(root)
@@ -37,6 +48,26 @@ def test_the_copy_defines_its_own_classes_and_one_entry(root: Path, like: str) -
     config = json.loads((root / "python/sglang/verify/tiny_configs/acme.json").read_text())
     assert config["architectures"] == ["AcmeForCausalLM"]
     ast.parse((root / "test/models/test_acme.py").read_text())
+
+
+@pytest.mark.parametrize(
+    "like", ["ChatGLMModel", "BailingMoeV2ForCausalLM", "InternLM3ForCausalLM"]
+)
+def test_a_copy_of_a_family_without_a_class_in_transformers_has_its_reference(like: str) -> None:
+    raw = json.loads(Scaffold("acme", like).config_text())
+    assert raw["architectures"] == ["AcmeForCausalLM"]
+    assert find_reference(raw) is find_reference(tiny_config(like)) is not None
+    assert find_reference({**raw, "model_type": "llama"}) is None
+
+
+def test_a_file_with_several_architectures_becomes_one_with_one() -> None:
+    """What the copied class extends stays under another name; what nothing refers to goes."""
+    text = Scaffold("acme", "DeepseekV3ForCausalLM").model_text()
+    assert "class AcmeForCausalLM(AcmeBaseForCausalLM)" in text
+    assert "class AcmeDecoderLayer(AcmeBaseDecoderLayer)" in text
+    text = Scaffold("acme", "BaichuanForCausalLM").model_text()
+    assert "BaiChuan" not in text and "\n\n\n\n" not in text
+    assert "class AcmeModel(DecoderModel)" in Scaffold("acme", "Grok1ForCausalLM").model_text()
 
 
 def test_imports_of_the_copied_file_keep_their_names() -> None:

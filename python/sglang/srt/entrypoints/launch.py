@@ -125,8 +125,10 @@ def _build_manager(
     from sglang.srt.observability.metrics import FrontMetrics
     from sglang.srt.observability.request_logger import RequestLogger
 
+    model_config = _read_model_config(
+        server_args
+    )  # first: without one nothing else is to be expected
     tokenizer = None if server_args.skip_tokenizer_init else _load_tokenizer(server_args)
-    model_config = _read_model_config(server_args)
     media = _build_media(server_args, model_config, tokenizer)
     info = client.wait_ready(processes.check_alive)
     build = manager_class or TokenizerManager

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.mem_cache.memory_pool import (
     AttentionLayer,
     MHATokenToKVPool,
@@ -25,6 +26,8 @@ class ScaledAttentionLayer(AttentionLayer, Protocol):
 
     k_scale: torch.Tensor | None
     v_scale: torch.Tensor | None
+    k_scale_float: float | None
+    v_scale_float: float | None
 
 
 class Fp8MHATokenToKVPool(MHATokenToKVPool):
@@ -43,8 +46,10 @@ class Fp8MHATokenToKVPool(MHATokenToKVPool):
     ) -> None:
         """See `KVPool`. Scales that are not given are the layer's."""
         # The layer's own as numbers, which is how they are read.
-        k_scale = layer.k_scale_float if k_scale in (None, layer.k_scale) else k_scale
-        v_scale = layer.v_scale_float if v_scale in (None, layer.v_scale) else v_scale
+        if k_scale is None or k_scale is layer.k_scale:
+            k_scale = layer.k_scale_float
+        if v_scale is None or v_scale is layer.v_scale:
+            v_scale = layer.v_scale_float
         _store(self.get_key_buffer(layer.layer_id), loc, cache_k, k_scale)
         _store(self.get_value_buffer(layer.layer_id), loc, cache_v, v_scale)
 
@@ -64,6 +69,8 @@ class Fp8MLATokenToKVPool(MLATokenToKVPool):
         v_scale: Scale = None,
     ) -> None:
         """See `MLATokenToKVPool`. A scale that is not given is the layer's; that of the values is not used."""
+        if k_scale is None or k_scale is layer.k_scale:
+            k_scale = layer.k_scale_float
         _store(self.get_key_buffer(layer.layer_id), loc, cache_k, k_scale)
 
     def set_mla_kv_buffer(  # type: ignore[override]
@@ -74,7 +81,8 @@ class Fp8MLATokenToKVPool(MLATokenToKVPool):
         cache_k_rope: torch.Tensor,
     ) -> None:
         parts = (cache_k_nope.flatten(1), cache_k_rope.flatten(1))
-        _store(self.get_key_buffer(layer.layer_id), loc, torch.cat(parts, dim=-1), layer.k_scale)
+        latents = torch.cat(parts, dim=-1)
+        _store(self.get_key_buffer(layer.layer_id), loc, latents, layer.k_scale_float)
 
 
 def to_codes(values: torch.Tensor, dtype: torch.dtype, scale: Scale) -> torch.Tensor:
@@ -85,6 +93,11 @@ def to_codes(values: torch.Tensor, dtype: torch.dtype, scale: Scale) -> torch.Te
 
 
 def _store(buffer: torch.Tensor, loc: torch.Tensor, values: torch.Tensor, scale: Scale) -> None:
+    if buffer.is_cuda and not isinstance(scale, torch.Tensor) and has_triton():
+        from sglang.srt.layers.triton_ops.fp8 import store_codes_kernel
+
+        store_codes_kernel(values, buffer, loc, 1.0 if scale is None else scale)
+        return
     codes = to_codes(values, buffer.dtype, scale).reshape(-1, *buffer.shape[1:])
     # As bytes: not every device writes by index in these dtypes.
     buffer.view(torch.uint8)[loc] = codes.view(torch.uint8)

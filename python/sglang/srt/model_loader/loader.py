@@ -15,6 +15,8 @@ from torch import nn
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.rotary_embedding.switched import SwitchedRotaryEmbedding
+from sglang.srt.model_loader.quantization import create_quant_config
+from sglang.srt.model_loader.read_watch import ReadWatch, passed_over
 from sglang.srt.model_loader.utils import get_model_architecture, set_default_torch_dtype
 from sglang.srt.model_loader.weight_utils import (
     CheckpointFiles,
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Dummy weights: small enough that activations stay finite in float16, not all alike.
 _DUMMY_SCALE = 0.02
+_MAX_NAMED = 10  # tensors in a warning
 
 
 def get_model(
@@ -106,8 +109,9 @@ class DummyModelLoader:
 
 def build_model(model_class: type, model_config: ModelConfig, device: torch.device) -> nn.Module:
     """Construct with parameters in the model's dtype on the target device; their values are undefined."""
+    quant_config = create_quant_config(model_class, model_config)
     with set_default_torch_dtype(model_config.torch_dtype(device.type)), device:
-        return model_class(config=model_config.hf_config, quant_config=None)
+        return model_class(config=model_config.hf_config, quant_config=quant_config)
 
 
 def finish_model(model: nn.Module, context_len: int) -> None:
@@ -176,7 +180,7 @@ def _fill(model: Any, streams: _Streams, model_path: str) -> None:
     watch = _FillWatch(model)
     problems: list[WeightProblem] = []
     try:
-        model.load_weights(iter(streams))
+        _load_and_warn(model, streams)
     except WeightLoadError as error:
         problems = [_with_file(problem, streams) for problem in error.problems]
     except ConfigError:
@@ -190,6 +194,26 @@ def _fill(model: Any, streams: _Streams, model_path: str) -> None:
     problems += watch.find_unfilled()
     if problems:
         raise WeightLoadError(problems, source=f"checkpoint {model_path!r}")
+
+
+def _load_and_warn(model: Any, streams: _Streams) -> None:
+    """`load_weights`; a warning names the tensors that one which is not ours, and so need not be strict, passed over."""
+    load = type(model).load_weights
+    if load.__module__.startswith("sglang.srt.models."):
+        model.load_weights(iter(streams))
+        return
+    with ReadWatch() as reads:
+        model.load_weights(reads.stream(streams))
+    names = passed_over(model, reads.unused())
+    if names:
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        logger.warning(
+            "%s.%s does not use these tensors of the checkpoint: %s%s. If the model needs them, its results are wrong.",
+            load.__module__,
+            load.__qualname__,
+            ", ".join(names[:_MAX_NAMED]),
+            more,
+        )
 
 
 def _with_file(problem: WeightProblem, streams: _Streams) -> WeightProblem:

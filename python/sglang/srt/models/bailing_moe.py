@@ -8,7 +8,7 @@ Differs from Llama:
 - experts in the place of the MLP from layer `first_k_dense_replace` on, beside `num_shared_experts` that every token
   uses, stored as one MLP; `norm_topk_prob` false leaves a token's weights as they are;
 - q, k and v are fused in the checkpoint (`query_key_value`); `use_qkv_bias`, `use_bias` (of the output);
-- `norm_head`: the rows of the head have length one.
+- `norm_head`: the columns of the head, one for each channel, have length one.
 Ling 2 adds: `use_qk_norm` head by head, positions in the first part of each head; `score_function` "sigmoid" with a
 correction b of the choice (`expert_bias`), experts of the best `topk_group` of `n_group` groups only, and
 `routed_scaling_factor` c.
@@ -123,9 +123,9 @@ _NAMES = WeightsMapper(
 
 
 def _normalize_head(is_normalized: bool, name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
-    """The head is constant: its rows get their length when they are loaded."""
+    """The head is constant: its columns, one for each channel of the hidden state, get their length when they are loaded."""
     if is_normalized and name == "lm_head.weight":
-        tensor = F.normalize(tensor.float(), dim=1).to(tensor.dtype)
+        tensor = F.normalize(tensor.float(), dim=0).to(tensor.dtype)
     yield name, tensor
 
 

@@ -16,7 +16,6 @@ The layers of multi-token prediction behind the last one are not loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,77 +27,18 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.deepseek import (
+    DeepseekV2AttentionMLA as DeepseekV2AttentionMLA,
+)
+from sglang.srt.models.common.deepseek import (
+    DeepseekV2MLP,
+    DeepseekV2MoE,
+    DeepseekV3MoE,
+)
 from sglang.srt.models.common.mla import QKV_A, MLAttention
-from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.moe import SparseMoE
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, ExpertNames, WeightMap
 from sglang.srt.utils import add_prefix
-from sglang.srt.utils.errors import ConfigError
-
-
-class DeepseekV2MoE(SparseMoE):
-    """Routing by softmax scores."""
-
-    def __init__(
-        self,
-        config: Any,
-        layer_id: int,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        raw = to_mapping(config)
-        _require_key(raw, "topk_method", "greedy", "group_limited_greedy")
-        _require_key(raw, "scoring_func", "softmax", None)
-        _require_key(raw, "norm_topk_prob", False, None)
-        is_grouped = config.topk_method == "group_limited_greedy"
-        super().__init__(
-            config.hidden_size,
-            config.moe_intermediate_size,
-            config.n_routed_experts,
-            config.num_experts_per_tok,
-            layer_id,
-            renormalize=False,
-            num_groups=config.n_group if is_grouped else 1,
-            top_groups=config.topk_group if is_grouped else 1,
-            routed_scaling_factor=config.routed_scaling_factor,
-            shared_intermediate_size=shared_width(config),
-            float32_router=True,
-            quant_config=quant_config,
-            prefix=prefix,
-        )
-
-
-class DeepseekV3MoE(SparseMoE):
-    """Routing by corrected sigmoid scores, without an auxiliary loss ("noaux_tc")."""
-
-    def __init__(
-        self,
-        config: Any,
-        layer_id: int,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        raw = to_mapping(config)
-        _require_key(raw, "topk_method", "noaux_tc", None)
-        _require_key(raw, "scoring_func", "sigmoid", None)
-        super().__init__(
-            config.hidden_size,
-            config.moe_intermediate_size,
-            config.n_routed_experts,
-            config.num_experts_per_tok,
-            layer_id,
-            renormalize=config.norm_topk_prob,
-            scoring_func="sigmoid",
-            num_groups=config.n_group,
-            top_groups=config.topk_group,
-            has_correction_bias=True,
-            routed_scaling_factor=config.routed_scaling_factor,
-            shared_intermediate_size=shared_width(config),
-            float32_router=True,
-            quant_config=quant_config,
-            prefix=prefix,
-        )
 
 
 class DeepseekV2DecoderLayer(nn.Module):
@@ -127,7 +67,13 @@ class DeepseekV2DecoderLayer(nn.Module):
         if self.has_experts(config, layer_id):
             self.mlp = self.moe_cls(config, layer_id, quant_config, add_prefix("mlp", prefix))
         else:
-            self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
+            self.mlp = DeepseekV2MLP(
+                facts.hidden_size,
+                facts.intermediate_size,
+                facts.hidden_act,
+                quant_config,
+                prefix=add_prefix("mlp", prefix),
+            )
         self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
 
@@ -199,22 +145,6 @@ def prediction_layers(config: Any) -> tuple[str, ...]:
     first = config.num_hidden_layers
     numbers = "|".join(re.escape(str(first + i)) for i in range(count))
     return (rf"^model\.layers\.({numbers})\.",) if numbers else ()
-
-
-def shared_width(config: Any) -> int | None:
-    """Inner width of the shared experts together, None where there are none."""
-    count = config.n_shared_experts
-    return config.moe_intermediate_size * count if count else None
-
-
-def _require_key(raw: Mapping[str, Any], key: str, *allowed: Any) -> None:
-    """Refuse another value of a config key; None allows that it is absent."""
-    if raw.get(key) not in allowed:
-        shown = [value for value in allowed if value is not None]
-        raise ConfigError(
-            f"config.json has {key}={raw.get(key)!r}, which model_type {raw.get('model_type')!r} does not "
-            f"implement; implemented: {shown}"
-        )
 
 
 EntryClass = [DeepseekV2ForCausalLM, DeepseekV3ForCausalLM]

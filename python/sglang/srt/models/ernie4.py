@@ -78,6 +78,20 @@ class Ernie4_5DecoderLayer(nn.Module):
         return self.mlp(x), residual
 
 
+class Ernie4DecoderLayer(Ernie4_5DecoderLayer):
+    """The layer under the name that draft models import; theirs (`is_mtp`) is dense too."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_id: int,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+        is_mtp: bool = False,
+    ) -> None:
+        super().__init__(config, layer_id, quant_config, prefix)
+
+
 class Ernie4_5Model(DecoderModel):
     layer_cls: type[nn.Module] = Ernie4_5DecoderLayer
 
@@ -85,5 +99,8 @@ class Ernie4_5Model(DecoderModel):
 class Ernie4_5ForCausalLM(CausalLM):
     model_cls = Ernie4_5Model
 
+
+# The published name, which draft models import.
+Ernie4_5_ForCausalLM = Ernie4_5ForCausalLM
 
 EntryClass = Ernie4_5ForCausalLM

@@ -115,4 +115,7 @@ def _mlp(
     )
 
 
+# The published name, which draft models import.
+ExaoneMoEForCausalLM = ExaoneMoeForCausalLM
+
 EntryClass = ExaoneMoeForCausalLM

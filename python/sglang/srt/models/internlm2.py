@@ -27,7 +27,7 @@ from sglang.srt.models.common.weights import GATE_UP, WeightMap, unfuse_groups
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
 
-_NAMES = WeightsMapper(
+INTERNLM2_NAMES = WeightsMapper(
     orig_to_new_prefix={"model.tok_embeddings.": "model.embed_tokens.", "output.": "lm_head."},
     orig_to_new_substr={
         ".attention.wqkv.": ".self_attn.qkv_proj.",
@@ -100,7 +100,7 @@ class InternLM2ForCausalLM(CausalLM):
         facts = read_facts(config)
         heads = facts.num_key_value_heads, facts.num_attention_heads
         convert = partial(unfuse_groups, *heads)
-        self.weight_map = WeightMap(stacked=GATE_UP, rename=_NAMES, convert=convert)
+        self.weight_map = WeightMap(stacked=GATE_UP, rename=INTERNLM2_NAMES, convert=convert)
 
 
 EntryClass = InternLM2ForCausalLM

@@ -67,6 +67,7 @@ class LlamaAttention(GQAttention):
             quant_config=quant_config,
             prefix=prefix,
         )
+        self.max_position_embeddings = max_position_embeddings
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -129,6 +130,15 @@ class LlamaModel(DecoderModel):
 
 class LlamaForCausalLM(CausalLM):
     model_cls = LlamaModel
+
+
+def __getattr__(name: str) -> Any:
+    """Other model files import the config class from here; late, because transformers is heavy."""
+    if name == "LlamaConfig":
+        from transformers import LlamaConfig
+
+        return LlamaConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 EntryClass = LlamaForCausalLM

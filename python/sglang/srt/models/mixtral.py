@@ -10,6 +10,7 @@ Differs from Llama:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
 from sglang.srt.models.common.moe import SparseMoE
 from sglang.srt.models.common.norm import add_norm
-from sglang.srt.models.common.weights import QKV, ExpertNames, WeightMap
+from sglang.srt.models.common.weights import QKV, ExpertNames, WeightMap, load_weights
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
 
@@ -91,6 +92,14 @@ class MixtralForCausalLM(CausalLM):
         rename=WeightsMapper(orig_to_new_substr={".mlp.": ".block_sparse_moe."}),
         experts=ExpertNames(gate="w1", up="w3", down="w2"),
     )
+
+    def load_weights(self: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Other files call this with a model of theirs as `self`, whose parameters have the same names."""
+        if isinstance(self, CausalLM):
+            return super().load_weights(weights)
+        if self.config.tie_word_embeddings:
+            weights = (pair for pair in weights if pair[0] != "lm_head.weight")
+        return load_weights(self, weights, MixtralForCausalLM.weight_map)
 
 
 EntryClass = MixtralForCausalLM

@@ -88,21 +88,18 @@ class Qwen2DecoderLayer(nn.Module):
 class Qwen2Model(DecoderModel):
     layer_cls: type[nn.Module] = Qwen2DecoderLayer
 
-    def __init__(
-        self,
-        config: Any,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-        decoder_layer_type: type[nn.Module] | None = None,
-        alt_stream: Any = None,
-    ) -> None:
-        if decoder_layer_type is not None:
-            self.layer_cls = decoder_layer_type
-        super().__init__(config, quant_config, prefix)
-
 
 class Qwen2ForCausalLM(CausalLM):
     model_cls = Qwen2Model
+
+
+def __getattr__(name: str) -> Any:
+    """Other model files import the config class from here; late, because transformers is heavy."""
+    if name == "Qwen2Config":
+        from transformers import Qwen2Config
+
+        return Qwen2Config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 EntryClass = Qwen2ForCausalLM

@@ -24,11 +24,23 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
-from sglang.srt.models.common.mlp import GatedMLP
+from sglang.srt.models.common.mlp import CommunicatedMLP, GatedMLP
 from sglang.srt.models.common.moe import SparseMoE
 from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, QKV, ExpertNames, WeightMap
 from sglang.srt.utils import add_prefix
+
+
+class Qwen2MoeMLP(CommunicatedMLP):
+    """The MLP under the name that other model files import."""
+
+    def forward(
+        self,
+        x: torch.Tensor,  # [T, D]
+        should_allreduce_fusion: bool = False,
+        use_reduce_scatter: bool = False,
+    ) -> torch.Tensor:
+        return self.multiply(x, skip_all_reduce=should_allreduce_fusion or use_reduce_scatter)
 
 
 class Qwen2MoeSparseMoeBlock(SparseMoE):

@@ -99,4 +99,13 @@ def _attention(
     )
 
 
+def __getattr__(name: str) -> Any:
+    """Other model files import the config class from here; late, because transformers is heavy."""
+    if name == "Qwen3Config":
+        from transformers import Qwen3Config
+
+        return Qwen3Config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 EntryClass = Qwen3ForCausalLM

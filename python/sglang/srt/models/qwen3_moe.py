@@ -29,6 +29,51 @@ from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, QKV, ExpertNames, WeightMap
 from sglang.srt.models.qwen2_moe import has_experts
 from sglang.srt.utils import add_prefix
+from sglang.srt.utils.errors import ConfigError
+
+
+class Qwen3MoeAttention(GQAttention):
+    """The attention in the argument order of other model files, which have the sizes at hand."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        layer_id: int = 0,
+        rope_theta: float = 10000,
+        rope_scaling: dict[str, Any] | None = None,
+        max_position_embeddings: int = 8192,
+        head_dim: int | None = None,
+        rms_norm_eps: float = 1e-6,
+        attention_bias: bool = False,
+        config: Any = None,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+        dual_chunk_attention_config: dict[str, Any] | None = None,
+        alt_stream: Any = None,
+    ) -> None:
+        if dual_chunk_attention_config is not None:
+            raise ConfigError(
+                "dual_chunk_attention_config is not implemented for Qwen3MoeAttention"
+            )
+        head_dim = head_dim or hidden_size // num_heads
+        super().__init__(
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            layer_id,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            max_position_embeddings=max_position_embeddings,
+            qkv_bias=attention_bias,
+            o_bias=attention_bias,
+            q_norm=RMSNorm(head_dim, eps=rms_norm_eps),
+            k_norm=RMSNorm(head_dim, eps=rms_norm_eps),
+            quant_config=quant_config,
+            prefix=prefix,
+        )
 
 
 class Qwen3MoeDecoderLayer(nn.Module):

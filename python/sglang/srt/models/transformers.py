@@ -68,6 +68,10 @@ class TransformersForCausalLM(nn.Module):
         super().__init__()
         facts = read_facts(config)
         _check_supported(config, facts)
+        if quant_config is not None:
+            raise ConfigError(
+                f"quantization {quant_config.get_name()!r} is not implemented for models that run on the transformers fallback"
+            )
         self.config = copy.deepcopy(config)
         self.quant_config = quant_config
         self.dtype = torch.get_default_dtype()
@@ -357,6 +361,11 @@ def _check_layers(model: nn.Module, facts: ModelFacts) -> None:
             f"the transformers fallback needs one attention in each of {facts.num_hidden_layers} layers; "
             f"{facts.model_type} has them in layers {sorted(ids)}"
         )
+
+
+def maybe_prefix(prefix: str, name: str) -> str:
+    """The dotted name of a child: `add_prefix` in the other argument order."""
+    return add_prefix(name, prefix)
 
 
 EntryClass = TransformersForCausalLM

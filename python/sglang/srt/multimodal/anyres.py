@@ -6,6 +6,7 @@ A picture is scaled into the best of several allowed canvases and padded there; 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,11 +51,18 @@ def unpad_image_shape(
 ) -> tuple[int, int]:
     """Height and width that are left of a padded picture whose original size was (width, height)."""
     width, height = original_size
+    # Rounded first: 3 * (8 / 3) is not below 8.
     if width / height > current_width / current_height:
-        new_height = int(height * (current_width / width))
+        new_height = int(round(height * (current_width / width), 7))
         return current_height - 2 * ((current_height - new_height) // 2), current_width
-    new_width = int(width * (current_height / height))
+    new_width = int(round(width * (current_height / height), 7))
     return current_height, current_width - 2 * ((current_width - new_width) // 2)
+
+
+def limited_shape(height: int, width: int, most: float) -> tuple[int, int]:
+    """A shape of the same proportions with about `most` places, where there are many more (LLaVA-OneVision)."""
+    ratio = math.sqrt(height * width / most)
+    return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
 
 
 def unpad_image(tensor: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:

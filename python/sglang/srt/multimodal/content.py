@@ -149,7 +149,10 @@ def _pieces(item: MultimodalDataItem, data: Any, places: list[int]) -> list[Any]
 
 
 def _patches(item: MultimodalDataItem, count: int) -> list[int] | None:
-    """Patches of every part by its grid."""
+    """Entries of the feature that belong to each part: patches by its grid, or tiles by their number."""
+    tiles = item.model_specific_data.get("num_patches")
+    if tiles is not None and len(tiles) == count:
+        return [int(size) for size in tiles]
     for key in _GRID_KEYS:
         grids = item.model_specific_data.get(key)
         if grids is not None and len(grids) == count:

@@ -12,6 +12,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.configs.llava import is_original_llava
+from sglang.srt.multimodal.llava_images import original_llava_images
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import find_file
 
@@ -56,6 +58,9 @@ def load_processor(
     use_fast: bool | None = None,
 ) -> ProcessorParts:
     """Everything that prepares media for a model. Raises ConfigError for a model that has neither processor nor parts."""
+    raw = _read_json(model_path, "config.json", revision)
+    if is_original_llava(raw):
+        return ProcessorParts(tokenizer, original_llava_images(raw, model_path))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if use_fast is not None:
         options["use_fast"] = use_fast

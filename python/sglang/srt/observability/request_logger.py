@@ -17,6 +17,7 @@ from sglang.srt.managers.media_input import MEDIA_FIELDS, describe_media
 # Level 2 shows this much of a prompt or output.
 MAX_PARTIAL_CHARS = 2048
 _CONTENT_FIELDS = ("text", "input_ids", "input_embeds", "image_data", "video_data", "audio_data")
+_OWN_LOGGER = "sglang.requests"
 _METADATA = (
     "id",
     "finish_reason",
@@ -38,6 +39,20 @@ class RequestLogger:
         self.level = level
         self._is_json = format == "json"
         self._logger = _make_logger(targets)
+
+    def configure(self, level: int, format: str) -> None:
+        """Change what the next lines show; where they go stays."""
+        self.level, self._is_json = level, format == "json"
+
+    @property
+    def format(self) -> str:
+        return "json" if self._is_json else "text"
+
+    def close(self) -> None:
+        """Close the files of its own."""
+        if self._logger.name == _OWN_LOGGER:
+            for handler in self._logger.handlers:
+                handler.close()
 
     @classmethod
     def from_server_args(cls, server_args: Any) -> RequestLogger | None:
@@ -109,7 +124,7 @@ def _one_or_list(rids: Sequence[str]) -> Any:
 def _make_logger(targets: Sequence[str]) -> logging.Logger:
     if not targets:
         return logging.getLogger(__name__)
-    logger = logging.Logger("sglang.requests")  # its own: another engine may log elsewhere
+    logger = logging.Logger(_OWN_LOGGER)  # its own: another engine may log elsewhere
     for target in targets:
         handler = _stdout_handler() if target == "stdout" else _file_handler(Path(target))
         handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s"))

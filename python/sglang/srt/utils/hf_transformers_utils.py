@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.configs.aliases import MODEL_TYPE_ALIASES
+from sglang.srt.configs.llava import as_transformers, is_original_llava, tower_path
 from sglang.srt.configs.published import PUBLISHED, plain_config_class, usual_keys
 from sglang.srt.utils.errors import ConfigError
 
@@ -182,6 +183,9 @@ def _build_config(
     revision: str | None,
     overrides: Mapping[str, Any] | None,
 ) -> Any:
+    if is_original_llava(raw):
+        tower = {} if "vision_config" in raw else read_config_dict(tower_path(raw, model_path))
+        raw = as_transformers(raw, tower or raw["vision_config"])
     model_type = raw.get("model_type") or ""
     if model_type in PUBLISHED:
         return published_config(raw)
@@ -212,7 +216,11 @@ def published_config(raw: Mapping[str, Any]) -> Any:
     """The config object of a model_type in `PUBLISHED`: the keys as written and the usual ones, no code of the checkpoint."""
     plain = _with_rope_parameters(dict(usual_keys(raw)))
     plain.pop("auto_map", None)
-    return plain_config_class(raw["model_type"]).from_dict(plain)
+    config = plain_config_class(raw["model_type"]).from_dict(plain)
+    inner = plain.get("llm_config")
+    if inner is not None:  # where transformers keeps a language model's part
+        config.text_config = _build_config("llm_config", dict(inner), False, None, None)
+    return config
 
 
 def _with_rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,26 @@ REFERENCES: dict[str, str] = {
     "XverseMoeForCausalLM": "moe:xverse_moe",
 }
 
+# model_type -> the same, for classes of other names: a copy that `sglang new-model` began, a class of a plug-in.
+MODEL_TYPES: dict[str, str] = {
+    "TeleFLM": "dense:teleflm",
+    "baichuan": "dense:baichuan",
+    "bailing_moe": "moe:bailing_moe",
+    "chatglm": "dense:chatglm",
+    "deepseek": "moe:deepseek",
+    "exaone": "dense:exaone",
+    "grok-1": "moe:grok1",
+    "internlm2": "dense:internlm2",
+    "internlm3": "dense:internlm3",
+    "mimo": "dense:mimo",
+    "minicpm": "dense:minicpm",
+    "orion": "dense:orion",
+    "phi3small": "dense:phi3_small",
+    "qwen": "dense:qwen",
+    "solar": "dense:solar",
+    "xverse": "dense:xverse",
+}
+
 Raw = Mapping[str, Any]
 
 
@@ -71,11 +91,21 @@ class OwnReference(nn.Module):
 
 def find_reference(raw: Raw) -> Callable[[Raw], OwnReference] | None:
     """The function that builds the reference of a config.json; None where transformers has the class."""
-    for name in raw.get("architectures") or ():
-        if name in REFERENCES:
-            module, _, function = REFERENCES[name].partition(":")
-            return getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    return None
+    named = [REFERENCES[name] for name in raw.get("architectures") or () if name in REFERENCES]
+    if not named and _is_nameless(raw):
+        named = [MODEL_TYPES[raw["model_type"]]]
+    if not named:
+        return None
+    module, _, function = named[0].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
+def _is_nameless(raw: Raw) -> bool:
+    """A model type of ours with a class that transformers does not know either."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return raw.get("model_type") in MODEL_TYPES and not known & set(raw.get("architectures") or ())
 
 
 def build_reference(raw: Raw) -> OwnReference:

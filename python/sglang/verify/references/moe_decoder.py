@@ -116,7 +116,7 @@ class MoEDecoder(OwnReference):
         x = apply(self, names.norm, x)
         weight = self.get_parameter(f"{names.embed if spec.tied else names.head}.weight")
         if spec.normed_head:
-            weight = weight / weight.norm(dim=1, keepdim=True)
+            weight = weight / weight.norm(dim=0, keepdim=True)  # over the vocabulary
         return soft_cap(F.linear(x, weight) * spec.logit_scale, spec.logit_cap)
 
 

@@ -25,7 +25,6 @@ def as_stored(
     dtype = pool.get_key_buffer(layer.layer_id).dtype
     if dtype.itemsize > 1:
         return k, v
-    keys, values = to_codes(k, dtype, layer.k_scale), to_codes(v, dtype, layer.v_scale)
-    return decoded(keys, k.dtype, layer.k_scale_float), decoded(
-        values, v.dtype, layer.v_scale_float
-    )
+    k_scale, v_scale = layer.k_scale_float, layer.v_scale_float
+    keys, values = to_codes(k, dtype, k_scale), to_codes(v, dtype, v_scale)
+    return decoded(keys, k.dtype, k_scale), decoded(values, v.dtype, v_scale)

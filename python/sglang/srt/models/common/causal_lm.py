@@ -35,14 +35,21 @@ class DecoderModel(nn.Module):
 
     `layer_cls(config, layer_id=, quant_config=, prefix=)` makes a layer whose
     `forward(positions, hidden_states, forward_batch, residual)` returns `(hidden_states, residual)`.
+    `decoder_layer_type`, of other files, replaces it; their `alt_stream` is not needed.
     """
 
     layer_cls: type[nn.Module]
 
     def __init__(
-        self, config: Any, quant_config: QuantizationConfig | None = None, prefix: str = ""
+        self,
+        config: Any,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+        decoder_layer_type: type[nn.Module] | None = None,
+        alt_stream: Any = None,
     ) -> None:
         super().__init__()
+        make_layer = decoder_layer_type or self.layer_cls
         facts = read_facts(config)
         self.config = config
         self.vocab_size = facts.vocab_size
@@ -63,7 +70,7 @@ class DecoderModel(nn.Module):
         self.layers: Any
         self.layers, self.start_layer, self.end_layer = make_layers(
             facts.num_hidden_layers,
-            lambda idx, prefix: self.layer_cls(
+            lambda idx, prefix: make_layer(
                 config=config, layer_id=idx, quant_config=quant_config, prefix=prefix
             ),
             pp_rank=self.pp_group.rank_in_group,
@@ -220,13 +227,15 @@ class CausalLM(nn.Module):
             return weights
         return (pair for pair in weights if pair[0] != "lm_head.weight")
 
+    # The inner model of somebody else's file need not know of pipeline stages: then it has every layer.
     @property
     def start_layer(self) -> int:
-        return self.model.start_layer
+        return getattr(self.model, "start_layer", 0)
 
     @property
     def end_layer(self) -> int:
-        return self.model.end_layer
+        all_layers = read_facts(self.config).num_hidden_layers
+        return getattr(self.model, "end_layer", all_layers)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

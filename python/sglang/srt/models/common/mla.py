@@ -27,7 +27,6 @@ from sglang.srt.layers.linear import (
     RowParallelLinear,
 )
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope, yarn_get_mscale
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -236,8 +235,8 @@ class MLAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(sizes.kv_lora_rank, eps=_LATENT_NORM_EPS)
         kv_width = num_heads * (sizes.qk_nope_head_dim + sizes.v_head_dim)
         self.kv_b_proj = _by_heads(sizes.kv_lora_rank, kv_width, quant_config, "kv_b_proj", prefix)
-        if not isinstance(self.kv_b_proj.quant_method, UnquantizedLinearMethod):
-            # Attention multiplies by parts of this weight without its layer.
+        # Attention multiplies by parts of this weight without its layer.
+        if not self.kv_b_proj.quant_method.leave_plain_weight(self.kv_b_proj):
             name = None if quant_config is None else quant_config.get_name()
             raise ConfigError(
                 f"latent attention with {self.kv_b_proj.prefix} quantized ({name}) is not implemented; use a "

@@ -77,9 +77,39 @@ class GatedMLP(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, D] -> [T, D]
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor, skip_all_reduce: bool = False) -> torch.Tensor:
+        """`skip_all_reduce`: this rank's part of the sum, for a caller that adds up later."""
         gate_up, _ = self.gate_up_proj(x)  # [T, 2 * intermediate / tp]
-        x, _ = self.down_proj(self.act_fn(gate_up))
+        x, _ = self.down_proj(self.act_fn(gate_up), skip_all_reduce=skip_all_reduce)
         return x
+
+
+class CommunicatedMLP(GatedMLP):
+    """The gated MLP beside experts, in the argument order of such files; a `LayerCommunicator` may add up its ranks."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        quant_config: QuantizationConfig | None = None,
+        reduce_results: bool = True,
+        prefix: str = "",
+        tp_rank: int | None = None,
+        tp_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            hidden_size,
+            intermediate_size,
+            hidden_act,
+            quant_config,
+            prefix,
+            reduce_results,
+            tp_rank,
+            tp_size,
+        )
 
 
 class PlainMLP(nn.Module):

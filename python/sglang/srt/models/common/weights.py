@@ -11,13 +11,17 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from sglang.srt.layers.parameter import filled_shards, unfilled_shards
 from sglang.srt.layers.utils import get_layer_id
-from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.model_loader.weight_utils import (
+    default_weight_loader,
+    maybe_remap_kv_scale_name,
+)
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils.errors import ConfigError
 
@@ -122,6 +126,15 @@ class ExpertNames:
         return re.compile(rf"(?P<experts>(?:.+\.)?experts)\.(?P<part>{parts})(?:\.weight)?")
 
 
+class MappedTensor(NamedTuple):
+    """A tensor on its way into the model. `rules`: those of the `WeightMap` that changed its name or its content so far."""
+
+    on_disk: str
+    name: str
+    tensor: torch.Tensor
+    rules: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class WeightMap:
     """How checkpoint names map to parameters, applied in this order.
@@ -149,25 +162,42 @@ class WeightMap:
                     return target, shard_id
         return name, None
 
-    def convert_all(
-        self, weights: Iterable[NamedTensor]
-    ) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """`(name on disk, our name, tensor)` of everything that is not skipped."""
+    def convert_all(self, weights: Iterable[NamedTensor]) -> Iterator[MappedTensor]:
+        """Everything that is not skipped, under our names. Raises WeightLoadError for a tensor that `convert` cannot take."""
         skip = re.compile("|".join((*ALWAYS_SKIPPED, *self.skip)))
         for on_disk, tensor in weights:
             if skip.search(on_disk):
                 continue
             for name, value in self.rename.apply([(on_disk, tensor)]):
-                pairs = self.convert(name, value) if self.convert else ((name, value),)
-                for new_name, new_value in self._split_experts(pairs):
-                    yield on_disk, new_name, new_value
+                rules = () if name == on_disk else ("rename",)
+                for mapped in self._converted(MappedTensor(on_disk, name, value, rules)):
+                    yield from self._split_experts(mapped)
 
-    def _split_experts(self, pairs: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
-        for name, tensor in pairs:
-            if self.experts is None:
-                yield name, tensor
-            else:
-                yield from self.experts.split(name, tensor)
+    def _converted(self, before: MappedTensor) -> Iterable[MappedTensor]:
+        if self.convert is None:
+            return (before,)
+        try:
+            pairs = list(self.convert(before.name, before.tensor))
+        except (ValueError, RuntimeError, IndexError, KeyError) as error:
+            text = (
+                f"tensor {before.on_disk} {list(before.tensor.shape)} is refused by rule convert "
+                f"(read as {before.name}): {error}"
+            )
+            raise WeightLoadError([WeightProblem(text, before.on_disk)]) from error
+        return (
+            before
+            if name == before.name and value is before.tensor
+            else MappedTensor(before.on_disk, name, value, (*before.rules, "convert"))
+            for name, value in pairs
+        )
+
+    def _split_experts(self, whole: MappedTensor) -> Iterator[MappedTensor]:
+        if self.experts is None:
+            yield whole
+            return
+        for name, value in self.experts.split(whole.name, whole.tensor):
+            rules = whole.rules if name == whole.name else (*whole.rules, "experts")
+            yield MappedTensor(whole.on_disk, name, value, rules)
 
 
 def unfuse_heads(num_heads: int, name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
@@ -209,15 +239,17 @@ def load_weights(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     touched: set[str] = set()
     problems: list[WeightProblem] = []
-    for on_disk, name, tensor in weight_map.convert_all(weights):
-        layer_id = get_layer_id(name)
+    for mapped in weight_map.convert_all(weights):
+        layer_id = get_layer_id(mapped.name)
         if layer_range and layer_id is not None and layer_id not in range(*layer_range):
             continue
+        # Scales of the cache are stored beside the projections and belong to the attention.
+        name = maybe_remap_kv_scale_name(mapped.name, parameters) or mapped.name
         target, shard_id = weight_map.place(name, parameters)
         if target not in parameters:
-            problems.append(_unknown(on_disk, name))
+            problems.append(_unknown(mapped))
             continue
-        problem = _copy(on_disk, model, parameters[target], target, tensor, shard_id)
+        problem = _copy(mapped, model, parameters[target], target, shard_id)
         if problem is None:
             touched.add(target)
         else:
@@ -246,19 +278,28 @@ def find_unfilled(model: nn.Module, known_filled: Collection[str] = ()) -> list[
     return problems
 
 
-def _unknown(on_disk: str, name: str) -> WeightProblem:
-    renamed = "" if name == on_disk else f" (read as {name})"
-    return WeightProblem(f"tensor {on_disk}{renamed} belongs to no parameter", on_disk)
+def _unknown(mapped: MappedTensor) -> WeightProblem:
+    rules = _rule_names(mapped.rules)
+    by_rules = f" ({rules}: read as {mapped.name})" if rules else ""
+    return WeightProblem(
+        f"tensor {mapped.on_disk}{by_rules} belongs to no parameter", mapped.on_disk
+    )
+
+
+def _rule_names(rules: tuple[str, ...]) -> str:
+    """`rule rename`, `rules rename, stacked`; empty for none."""
+    kinds = list(dict.fromkeys(rules))
+    return f"rule{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}" if kinds else ""
 
 
 def _copy(
-    on_disk: str,
+    mapped: MappedTensor,
     model: nn.Module,
     param: nn.Parameter,
     target: str,
-    tensor: torch.Tensor,
     shard_id: ShardId | None,
 ) -> WeightProblem | None:
+    on_disk, _, tensor, rules = mapped
     loader: Callable[..., None] = getattr(param, "weight_loader", default_weight_loader)
     try:
         if isinstance(shard_id, ExpertShard):
@@ -268,9 +309,12 @@ def _copy(
             loader(param, tensor) if shard_id is None else loader(param, tensor, shard_id)
     except (ValueError, AssertionError, RuntimeError, IndexError) as error:
         shard = "" if shard_id is None else f" shard {shard_id}"
+        if shard_id is not None:
+            rules += ("experts" if isinstance(shard_id, ExpertShard) else "stacked",)
+        by_rules = f" ({_rule_names(rules)})" if rules else ""
         return WeightProblem(
             f"tensor {on_disk} {list(tensor.shape)} does not fit parameter {target} "
-            f"{list(param.shape)}{shard}: {error}",
+            f"{list(param.shape)}{shard}{by_rules}: {error}",
             on_disk,
         )
     return None

@@ -19,6 +19,7 @@ from sglang.srt.multimodal.processors.base_processor import (
     Features,
     MultimodalSpecialTokens,
 )
+from sglang.srt.multimodal.tiles import TileLayout
 from sglang.srt.utils.errors import ConfigError
 
 _VIDEO_FRAMES = 32
@@ -43,14 +44,18 @@ class LlavaImageProcessor(BaseMultimodalProcessor):
                 f"a LLaVA with a vision tower of type {vision.model_type!r} is not supported; allowed: {', '.join(_TOWERS)}"
             )
         self.side = vision.image_size // vision.patch_size  # patches
-        is_full = hf_config.vision_feature_select_strategy == "full"
-        self.num_class_rows = int(is_full and vision.model_type in _WITH_CLASS_ROW)
+        has_class_row = vision.model_type in _WITH_CLASS_ROW
+        is_dropped = hf_config.vision_feature_select_strategy == "default"
+        # Of one square. As published: whatever is the first row is dropped, also where it is a patch.
+        self.num_whole = self.side**2 + has_class_row - is_dropped
+        self.image_token_id, self.video_token_id = self._token_ids()
         self.mm_tokens = MultimodalSpecialTokens(
-            image_token_id=hf_config.image_token_id, video_token_id=self._video_token_id()
+            image_token_id=self.image_token_id, video_token_id=self.video_token_id
         ).build(_processor)
 
-    def _video_token_id(self) -> int | None:
-        return None
+    def _token_ids(self) -> tuple[int, int | None]:
+        """Of pictures and videos."""
+        return self.hf_config.image_token_id, None
 
     async def process_mm_data_async(
         self,
@@ -65,8 +70,8 @@ class LlavaImageProcessor(BaseMultimodalProcessor):
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
-        rows = self.side**2 + self.num_class_rows
-        return [[self.hf_config.image_token_id] * rows for _ in features["feature"]]
+        ids = [self.image_token_id] * self.num_whole
+        return [ids for _ in features["feature"]]
 
 
 class LlavaNextImageProcessor(LlavaImageProcessor):
@@ -74,31 +79,39 @@ class LlavaNextImageProcessor(LlavaImageProcessor):
 
     models: list[Any] = ["LlavaNextForConditionalGeneration"]
 
+    def __init__(
+        self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(hf_config, server_args, _processor, *args, **kwargs)
+        self.layout = TileLayout.of(hf_config)
+
+    def image_features(self, images: list[Any]) -> Features:
+        """[tiles, 3, S, S] of every picture, without the tiles that pad it to the longest: equal pictures stay equal beside others."""
+        output = self.call_image_processor(images)
+        sizes = output["image_sizes"].tolist()
+        pictures = [
+            picture[: self._num_tiles(picture, size)]
+            for picture, size in zip(output["pixel_values"], sizes, strict=True)
+        ]
+        return {**output, "pixel_values": pictures}
+
+    def call_image_processor(self, images: list[Any]) -> Features:
+        return dict(super().image_features(images))
+
+    def _num_tiles(self, picture: torch.Tensor, size: list[int]) -> int:
+        rows, columns = self.layout.tiles(*size)
+        return min(len(picture), 1 + rows * columns)
+
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
-        sizes = features["image_sizes"].tolist()
-        token_id = self.hf_config.image_token_id
-        return [[token_id] * self.num_rows(height, width) for height, width in sizes]
-
-    def num_rows(self, height: int, width: int) -> int:
-        """Embedding rows of a picture of that many pixels."""
-        rows, columns = self.unpadded_grid(height, width)
-        return self.side**2 + self.num_class_rows + rows * columns + rows
-
-    def unpadded_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of the tiled picture, without what was padded."""
-        from transformers.image_processing_utils import select_best_resolution
-
-        best = select_best_resolution((height, width), self.hf_config.image_grid_pinpoints)
-        image_size = self.hf_config.vision_config.image_size
-        rows, columns = (self.side * (pixels // image_size) for pixels in best)
-        # The picture fills one direction; the other keeps its proportion, rounded as it is when patches are cut off.
-        if width / height > columns / rows:
-            rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
-        else:
-            columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
-        return rows, columns
+        token_id, whole = self.image_token_id, self.num_whole
+        return [
+            [token_id] * (whole + 1 if len(picture) == 1 else self.layout.num_rows(*size, whole))
+            for picture, size in zip(
+                features["feature"], features["image_sizes"].tolist(), strict=True
+            )
+        ]
 
 
 class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
@@ -107,40 +120,21 @@ class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
     models: list[Any] = ["LlavaOnevisionForConditionalGeneration"]
     modalities = (Modality.IMAGE, Modality.VIDEO)
 
-    def __init__(
-        self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        super().__init__(hf_config, server_args, _processor, *args, **kwargs)
-        self.ATTR_NAME_TO_MODALITY["batch_num_images"] = Modality.IMAGE
+    def _token_ids(self) -> tuple[int, int | None]:
+        return self.hf_config.image_token_id, self.hf_config.video_token_id
 
-    def _video_token_id(self) -> int | None:
-        return self.hf_config.video_token_id
-
-    def image_features(self, images: list[Any]) -> Features:
+    def call_image_processor(self, images: list[Any]) -> Features:
         """Pictures of one prompt in one list: several are not cut into tiles."""
-        return self._call(self._processor.image_processor, "image", images=[images])
+        return dict(self._call(self._processor.image_processor, "image", images=[images]))
 
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
-        if modality is Modality.VIDEO:
-            pooled = math.ceil(self.side / 2) ** 2
-            token_id = self.hf_config.video_token_id
-            return [[token_id] * (len(frames) * pooled + 1) for frames in features["feature"]]
-        sizes = features["image_sizes"].tolist()
-        if len(sizes) == 1:
+        if modality is not Modality.VIDEO:
             return super().replacements(modality, features)
-        whole = self.side**2 + self.num_class_rows + 1
-        return [[self.hf_config.image_token_id] * whole for _ in sizes]
-
-    def num_rows(self, height: int, width: int) -> int:
-        """Beyond a number of tiles the picture is scaled down until it has about as many patches."""
-        rows, columns = self.unpadded_grid(height, width)
-        most = int(self.hf_config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        ratio = math.sqrt(rows * columns / (most * self.side**2))
-        if ratio > 1.1:
-            rows, columns = int(rows // ratio), int(columns // ratio)
-        return self.side**2 + self.num_class_rows + rows * columns + rows
+        pooled = math.ceil(self.side / 2) ** 2
+        frames = [len(video) for video in features["feature"]]
+        return [[self.video_token_id] * (count * pooled + 1) for count in frames]
 
     def sample_frames(self, num_frames: int, fps: float) -> list[int]:
         """`num_frames` of `--mm-process-config`, else 32, evenly spread."""
@@ -163,4 +157,4 @@ class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
                 self._processor.image_processor, "frames", images=[[*frames, frames[-1]]]
             )
             pixels.append(output["pixel_values"][: len(frames), 0])
-        return {"pixel_values_videos": pixels if len(pixels) > 1 else torch.stack(pixels)}
+        return {"pixel_values_videos": pixels}

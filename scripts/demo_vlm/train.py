@@ -1,0 +1,251 @@
+"""Train the demo model that sees, on one GPU, and write its folder; an interrupted run resumes.
+
+    python scripts/demo_vlm/train.py --out python/sglang/demo_vlm
+
+Many processes draw the data while one trains. The learning rate is constant after a short warm-up
+and falls to zero over the last part of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(_ROOT / "scripts" / "demo_model"))
+
+import torch  # noqa: E402
+from forward import weighted_loss  # noqa: E402
+from model import build_model, load_tokenizer  # noqa: E402
+from publish import publish  # noqa: E402
+from rows import PICTURE_TOKENS, Step, Steps  # noqa: E402
+from score import REPORT_SEED, WATCH_SEED, format_scores, score  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+_LOG_EVERY = 50
+_WARM_UP = 300
+
+
+def main() -> None:
+    args = _parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    trainer = Trainer(args, load_tokenizer(args.tokenizer))
+    trainer.resume()
+    trainer.train()
+    trainer.publish()
+
+
+class Trainer:
+    """Owns the model, the optimizer and the data stream; `done["steps"]` counts finished steps."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.args, self.tokenizer = args, tokenizer
+        self.model = build_model(tokenizer).to(args.device).train()
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        cuda = args.device == "cuda"
+        self.lr = torch.tensor(args.lr, device=args.device)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True, capturable=cuda
+        )
+        self.update = RecordedUpdate(self._update) if cuda else self._update
+        self.done = {"steps": 0, "tokens": 0, "pictures": 0, "seconds": 0.0, "waited": 0.0}
+
+    def train(self) -> None:
+        if self.done["steps"] >= self.args.steps:
+            return
+        began, losses, steps = time.time(), [], iter(self._steps())
+        while self.done["steps"] < self.args.steps:
+            asked = time.time()
+            step = next(steps)
+            self.done["waited"] += time.time() - asked
+            self.lr.fill_(self._rate())
+            losses.append(self.update(step).clone())
+            self._count(step)
+            number = self.done["steps"]
+            if number % _LOG_EVERY == 0:
+                loss = torch.stack(losses).mean().item()  # waits for the GPU
+                self.done["seconds"] += time.time() - began
+                began, losses = time.time(), []
+                self._log(loss)
+            if number % self.args.save_every == 0:
+                self._save()
+            if number % self.args.score_every == 0 and number < self.args.steps:
+                print(format_scores(self._score(20, WATCH_SEED), 20), flush=True)
+                began = time.time()
+        self._save()
+
+    def publish(self) -> None:
+        """Score the model as it will be stored, in bf16, and write the folder."""
+        args, per_skill = self.args, self.args.per_skill
+        seed = REPORT_SEED if per_skill == 200 else WATCH_SEED
+        scores = self._score(per_skill, seed) if per_skill else {}
+        print(format_scores(scores, per_skill), flush=True)
+        facts: dict[str, Any] = {
+            "steps": self.done["steps"],
+            "rows": args.rows,
+            "tokens": self.done["tokens"] / 1e6,
+            "pictures": self.done["pictures"] / 1e6,
+            "minutes": self.done["seconds"] / 60,
+            "device": f"one {torch.cuda.get_device_name()}" if args.device == "cuda" else "CPU",
+            "commit": args.commit,
+            "command": "python scripts/demo_vlm/train.py --out python/sglang/demo_vlm",
+            "note": f"\n{args.note}\n" if args.note else "",
+        }
+        publish(self._rounded(), self.tokenizer, args.out, scores, per_skill, facts)
+        if args.facts:
+            args.facts.write_text(json.dumps(facts, indent=2))
+
+    def resume(self) -> None:
+        path = self.args.checkpoint / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.args.device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.done = state["done"]
+        print(f"resumed at step {self.done['steps']}", flush=True)
+
+    def _steps(self) -> torch.utils.data.DataLoader:
+        args = self.args
+        seed = f"{args.seed} {self.done['steps']}"
+        return torch.utils.data.DataLoader(
+            Steps(self.tokenizer, seed, args.rows, args.pictures),
+            batch_size=None,
+            num_workers=args.workers,
+            prefetch_factor=4 if args.workers else None,
+            pin_memory=args.device == "cuda",
+        )
+
+    def _update(self, step: Step) -> torch.Tensor:
+        """One step of the optimizer; the loss, on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.args.device, dtype=torch.bfloat16):
+            loss = weighted_loss(self.model, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _rate(self) -> float:
+        args, step = self.args, self.done["steps"]
+        warm = min(1.0, (step + 1) / _WARM_UP)
+        fall = max(0.0, (step - args.hold * args.steps) / ((1 - args.hold) * args.steps))
+        return args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+
+    def _count(self, step: Step) -> None:
+        self.done["steps"] += 1
+        self.done["tokens"] += int((step["owners"] > 0).sum())
+        nowhere = step["ids"].numel()
+        self.done["pictures"] += int(
+            (step["places"].view(-1, PICTURE_TOKENS)[:, 0] < nowhere).sum()
+        )
+
+    def _log(self, loss: float) -> None:
+        done = self.done
+        print(
+            f"step {done['steps']} loss {loss:.4f} lr {self._rate():.2e} "
+            f"{done['tokens'] / 1e6:.1f}M tokens {done['pictures'] / 1e6:.2f}M pictures "
+            f"{done['seconds']:.1f} s, {done['waited']:.1f} s of them waiting for data",
+            flush=True,
+        )
+
+    def _rounded(self) -> torch.nn.Module:
+        """A copy with the weights that a bf16 file holds."""
+        plain = build_model(self.tokenizer).to(self.args.device).eval()
+        plain.load_state_dict({k: v.bfloat16() for k, v in self.model.state_dict().items()})
+        return plain
+
+    def _score(self, per_skill: int, seed: int) -> dict[str, float]:
+        return score(self._rounded(), self.tokenizer, per_skill, seed)
+
+    def _save(self) -> None:
+        self.args.checkpoint.mkdir(parents=True, exist_ok=True)
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        temporary = self.args.checkpoint / "state.tmp"
+        torch.save({**state, "done": self.done}, temporary)
+        os.replace(temporary, self.args.checkpoint / "state.pt")
+
+
+class RecordedUpdate:
+    """Runs an update a few times, records its GPU work once, and from then on repeats that.
+
+    The many small operations of a small model would otherwise keep one CPU core busy and the GPU
+    idle. All steps have one shape, and nothing in the update waits for the GPU.
+    """
+
+    _BEFORE = 5  # updates that run as usual, so that all memory is there
+
+    def __init__(self, update: Callable[[Step], torch.Tensor]) -> None:
+        self._plain = update
+        self._inputs: Step = {}
+        self._loss = torch.empty(())
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream()
+        self._count = 0
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        if not self._inputs:
+            self._inputs = {name: value.cuda() for name, value in step.items()}
+        for name, value in step.items():
+            self._inputs[name].copy_(value, non_blocking=True)
+        self._count += 1
+        if self._count <= self._BEFORE:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                loss = self._plain(self._inputs)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return loss
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # Another thread pins the memory of steps to come; that is not part of the record.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._loss = self._plain(self._inputs)
+        self._graph.replay()
+        return self._loss
+
+
+def _parse_args() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=_ROOT / "python" / "sglang" / "demo_model",
+        help="folder of the tokenizer to extend",
+    )
+    parser.add_argument("--steps", type=int, default=9600)
+    parser.add_argument("--rows", type=int, default=128, help="rows of 384 tokens per step")
+    parser.add_argument("--pictures", type=int, default=448, help="most pictures per step")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--hold", type=float, default=0.4, help="share of steps before the fall")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_vlm"))
+    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--score-every", type=int, default=2000)
+    parser.add_argument(
+        "--per-skill", type=int, default=200, help="questions for the card's scores"
+    )
+    parser.add_argument("--commit", default="(not given)", help="for the model card")
+    parser.add_argument("--note", default="", help="a sentence for the model card")
+    parser.add_argument("--facts", type=Path, help="also write the card's figures here, as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
