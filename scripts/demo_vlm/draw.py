@@ -23,12 +23,12 @@ _RGB: dict[str, Colour] = {
     "grey": (150, 150, 150),
 }
 _TINT = 10  # largest change of a channel
-_SIDES = (84, 112, 112, 112, 128, 160, 224, 224, 320, 448)
-_RATIOS = (1.0,) * 12 + (4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9)  # width to height
+_SIDES = (112,) * 10 + (84, 128, 160, 224, 224, 320)
+_RATIOS = (1.0,) * 16 + (4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9)  # width to height
 
 
 def render(picture: Picture, rng: random.Random) -> Image.Image:
-    """An RGB image of 84 to 448 pixels in height; the same picture and state of `rng`, the same image."""
+    """An RGB image of 84 to 320 pixels in height; the same picture and state of `rng`, the same image."""
     height, ratio = rng.choice(_SIDES), rng.choice(_RATIOS)
     size = (round(height * ratio), height)
     image = Image.new("RGB", size, _tinted(rng, picture.background))
@@ -106,9 +106,9 @@ def _draw_print(
 ) -> None:
     """One line of dots, as large as fits or somewhat smaller, anywhere in the picture."""
     columns = line_width(print_.text)
-    largest = min(size[0] * 0.92 / columns, size[1] * 0.8 / HEIGHT)
-    dot = max(largest * rng.uniform(0.75, 1.0), min(largest, size[0] / 40))
-    dot = max(1.0, dot if rng.random() < 0.5 else float(int(dot)))
+    largest = min(size[0] * 0.92 / columns, size[0] / 24, size[1] * 0.8 / HEIGHT)
+    dot = max(1.0, largest * rng.uniform(0.8, 1.0))
+    dot = dot if rng.random() < 0.5 else float(int(dot))
     free_x, free_y = size[0] - dot * columns, size[1] - dot * HEIGHT
     left = free_x * rng.uniform(0.15, 0.85)
     top = free_y * rng.uniform(0.1, 0.9)

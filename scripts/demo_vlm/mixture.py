@@ -191,12 +191,12 @@ def _text(skill: str) -> Callable[[random.Random], Question]:
 _PICTURE_WEIGHTS = {
     "picture_colour": 1.0,
     "picture_shape": 1.0,
-    "picture_count": 2.0,
+    "picture_count": 2.5,
     "picture_position": 1.5,
     "picture_relation": 1.5,
     "picture_yes_no": 1.5,
-    "picture_describe": 2.5,
-    "picture_number": 2.0,
+    "picture_describe": 3.5,
+    "picture_number": 2.5,
     "picture_sum": 1.5,
 }
 # skill -> (generator, weight in the share of training that is not the text demo's)

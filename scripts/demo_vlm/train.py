@@ -27,6 +27,7 @@ from model import build_model, load_tokenizer  # noqa: E402
 from publish import publish  # noqa: E402
 from rows import PICTURE_TOKENS, Step, Steps  # noqa: E402
 from score import REPORT_SEED, WATCH_SEED, format_scores, score  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 _LOG_EVERY = 50
@@ -62,10 +63,10 @@ class Trainer:
         self.done = {"steps": 0, "tokens": 0, "pictures": 0, "seconds": 0.0, "waited": 0.0}
 
     def train(self) -> None:
-        if self.done["steps"] >= self.args.steps:
+        if self._share() >= 1:
             return
         began, losses, steps = time.time(), [], iter(self._steps())
-        while self.done["steps"] < self.args.steps:
+        while self._share() < 1:
             asked = time.time()
             step = next(steps)
             self.done["waited"] += time.time() - asked
@@ -74,13 +75,15 @@ class Trainer:
             self._count(step)
             number = self.done["steps"]
             if number % _LOG_EVERY == 0:
-                loss = torch.stack(losses).mean().item()  # waits for the GPU
+                loss = torch.stack(losses).nanmean().item()  # waits for the GPU
                 self.done["seconds"] += time.time() - began
                 began, losses = time.time(), []
                 self._log(loss)
+                if not math.isfinite(loss):
+                    raise SystemExit("the loss is not a number: start again, it will resume")
             if number % self.args.save_every == 0:
                 self._save()
-            if number % self.args.score_every == 0 and number < self.args.steps:
+            if number % self.args.score_every == 0 and self._share() < 1:
                 print(format_scores(self._score(20, WATCH_SEED), 20), flush=True)
                 began = time.time()
         self._save()
@@ -132,18 +135,27 @@ class Trainer:
     def _update(self, step: Step) -> torch.Tensor:
         """One step of the optimizer; the loss, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.args.device, dtype=torch.bfloat16):
+        kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+        with kernels, torch.autocast(self.args.device, dtype=torch.bfloat16):
             loss = weighted_loss(self.model, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for parameter in self.model.parameters():
+            # One gradient that is not a number would spoil the model for good.
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         self.optimizer.step()
         return loss.detach()
 
+    def _share(self) -> float:
+        """How much of the training is done, by steps or, where it is limited, by time."""
+        share = self.done["steps"] / self.args.steps
+        return max(share, self.done["seconds"] / self.args.seconds) if self.args.seconds else share
+
     def _rate(self) -> float:
-        args, step = self.args, self.done["steps"]
-        warm = min(1.0, (step + 1) / _WARM_UP)
-        fall = max(0.0, (step - args.hold * args.steps) / ((1 - args.hold) * args.steps))
-        return args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+        warm = min(1.0, (self.done["steps"] + 1) / _WARM_UP)
+        fall = max(0.0, (self._share() - self.args.hold) / (1 - self.args.hold))
+        return self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
     def _count(self, step: Step) -> None:
         self.done["steps"] += 1
@@ -194,13 +206,18 @@ class RecordedUpdate:
         self._loss = torch.empty(())
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream()
+        self._copied = torch.cuda.Event()
+        self._held: Step = {}
         self._count = 0
 
     def __call__(self, step: Step) -> torch.Tensor:
         if not self._inputs:
             self._inputs = {name: value.cuda() for name, value in step.items()}
+        self._copied.synchronize()
         for name, value in step.items():
             self._inputs[name].copy_(value, non_blocking=True)
+        self._copied.record()
+        self._held = step  # its memory must not be used again before it is copied
         self._count += 1
         if self._count <= self._BEFORE:
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -228,9 +245,10 @@ def _parse_args() -> argparse.Namespace:
         help="folder of the tokenizer to extend",
     )
     parser.add_argument("--steps", type=int, default=9600)
-    parser.add_argument("--rows", type=int, default=128, help="rows of 384 tokens per step")
-    parser.add_argument("--pictures", type=int, default=448, help="most pictures per step")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seconds", type=float, default=0, help="end after this time, if given")
+    parser.add_argument("--rows", type=int, default=48, help="rows of 384 tokens per step")
+    parser.add_argument("--pictures", type=int, default=168, help="most pictures per step")
+    parser.add_argument("--lr", type=float, default=1.3e-3)
     parser.add_argument("--hold", type=float, default=0.4, help="share of steps before the fall")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

@@ -22,7 +22,8 @@ class MediaCase:
     def config(self) -> dict[str, Any]:
         """The config.json."""
         raw = copy.deepcopy(tiny_config(self.architecture))
-        for part, changes in (("text_config", self.text), ("vision_config", self.vision)):
+        text = "text_config" if "text_config" in raw else "llm_config"
+        for part, changes in ((text, self.text), ("vision_config", self.vision)):
             if changes:
                 raw[part].update(changes)
         return {**raw, **self.outer}
@@ -33,14 +34,51 @@ _QWEN2_5_VL = "Qwen2_5_VLForConditionalGeneration"
 _LLAVA = "LlavaForConditionalGeneration"
 _LLAVA_NEXT = "LlavaNextForConditionalGeneration"
 _LLAVA_ONEVISION = "LlavaOnevisionForConditionalGeneration"
+_GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+}
 _SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": True}
 
+_INTERNVL = "InternVLForConditionalGeneration"
+_INTERNVL_CHAT = "InternVLChatModel"
+_INTERNLM2 = {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False}
+_QWEN2_AUDIO = "Qwen2AudioForConditionalGeneration"
+
 VLM_CASES: dict[str, MediaCase] = {
+    "internvl": MediaCase(_INTERNVL),
+    "internvl-qk-norm": MediaCase(
+        _INTERNVL,
+        text={"model_type": "llama"},
+        vision={
+            "use_qk_norm": True,
+            "norm_type": "rms_norm",
+            "attention_bias": False,
+            "use_mean_pooling": False,
+        },
+    ),
+    "internvl-qwen3": MediaCase(
+        _INTERNVL, text={"model_type": "qwen3", "head_dim": 16}, outer={"tie_word_embeddings": True}
+    ),
+    "internvl-chat": MediaCase(_INTERNVL_CHAT),
+    "internvl-chat-internlm2": MediaCase(
+        _INTERNVL_CHAT,
+        text=_INTERNLM2,
+        vision={"qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False},
+    ),
+    "qwen2-audio": MediaCase(_QWEN2_AUDIO),
     "qwen2-vl": MediaCase(_QWEN2_VL),
     "qwen2-vl-head-dim": MediaCase(_QWEN2_VL, vision={"embed_dim": 48, "num_heads": 3}),
     "qwen2-5-vl": MediaCase(_QWEN2_5_VL),
     "qwen2-5-vl-windows-only": MediaCase(
         _QWEN2_5_VL, vision={"fullatt_block_indexes": [], "window_size": 112}
+    ),
+    "gemma3": MediaCase("Gemma3ForConditionalGeneration"),
+    "gemma3-untied": MediaCase(
+        "Gemma3ForConditionalGeneration",
+        text={"rope_parameters": _GEMMA3_ROPE},
+        vision={"image_size": 84},
+        outer={"mm_tokens_per_image": 9, "tie_word_embeddings": False},
     ),
     "llava": MediaCase(_LLAVA),
     "llava-class-row": MediaCase(

@@ -13,6 +13,7 @@ from models.record import note
 
 from sglang.srt.managers.step_plan import StepPlan
 from sglang.srt.model_executor.batch_builder import BatchBuilder
+from sglang.srt.models import gemma3_mm
 from sglang.srt.multimodal import intake
 from sglang.srt.multimodal.inputs import MultimodalDataItem
 from sglang.verify.forms import Ask, Form, batch_of, forms_named
@@ -172,3 +173,35 @@ def test_the_tower_runs_once_for_the_same_image(
     chunked = next(form for form in FORMS if form.name == "media: chunks of 5, page 1")
     assert qwen2_vl.run(chunked).passed
     assert len(runs) == 3, "two images and a video"
+
+
+# --- Gemma 3: rows of an image see each other
+
+
+@pytest.fixture
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
+    raw = VLM_CASES["gemma3"].config()
+    folder = write_media_config(raw, tmp_path_factory.mktemp("gemma3"))
+    return MediaProof(str(folder), require_family(raw["architectures"]), raw)
+
+
+def _gemma3_form(name: str) -> Form:
+    return next(form for form in media_forms(PROMPTS["gemma3"]) if form.name == name)
+
+
+def test_images_that_see_only_what_is_before_are_noticed(
+    gemma3: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = _gemma3_form("media: one by one, page 1")
+    assert gemma3.run(form).passed
+    monkeypatch.setattr(gemma3_mm, "spans_of", lambda mm_inputs: [])
+    assert not gemma3.run(form).passed
+
+
+def test_images_that_chunks_cut_are_noticed(
+    gemma3: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = _gemma3_form("media: chunks of 5, page 1")
+    assert gemma3.run(form).passed
+    monkeypatch.setattr(intake.RequestMedia, "chunk", lambda self, start, wanted, *rest: wanted)
+    assert not gemma3.run(form).passed

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MODEL_GROUP = "sglang.models"
+PROCESSOR_GROUP = "sglang.processors"  # points are named after the architecture that they are for
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,22 @@ import unittest
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sglang.test.server_process import DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH, popen_launch_server
+
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "DEFAULT_TIMEOUT_FOR_SERVER_LAUNCH",
+    "DEFAULT_URL_FOR_TEST",
+    "CustomTestCase",
+    "calculate_rouge_l",
+    "get_similarities",
+    "is_in_ci",
+    "popen_launch_server",
+]
+
+DEFAULT_URL_FOR_TEST = "http://127.0.0.1:21000"
 
 
 def is_in_ci() -> bool:

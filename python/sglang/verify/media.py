@@ -27,13 +27,15 @@ class MediaPrompt:
     """A prompt with its media expanded.
 
     `inputs_for(ids)` is a processor's result for a prompt that begins with `token_ids`; `arguments_for(ids)` the keyword arguments of
-    transformers' model for a sequence that does. `media_at` are the first positions of the media.
+    transformers' model for a sequence that does. `media_at` are the first positions of the media, `num_uncut` how many tokens must not be
+    cut by chunks.
     """
 
     token_ids: list[int]
     inputs_for: Callable[[list[int]], dict[str, Any]]
     arguments_for: Callable[[Sequence[int]], dict[str, Any]]
     media_at: tuple[int, ...] = ()
+    num_uncut: int = 0
 
 
 class MediaFamily(Protocol):
@@ -86,7 +88,9 @@ class MediaProof(Proof):
         raw: Mapping[str, Any],
         config: SubjectConfig | None = None,
     ) -> None:
-        super().__init__(folder, config)
+        super().__init__(
+            folder, dataclasses.replace(config or SubjectConfig(), enable_multimodal=True)
+        )
         self.media = family.prompts(raw)
         self._answers: dict[tuple[str, tuple[int, ...]], Continuation] = {}
         silent = set(family.silent_ids(raw))

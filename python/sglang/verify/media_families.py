@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from sglang.verify.media import MediaFamily
+from sglang.verify.media_gemma3 import Gemma3
 from sglang.verify.media_internvl import InternVL
 from sglang.verify.media_llava import Llava, LlavaNext, LlavaOnevision, LlavaOriginal
 from sglang.verify.media_qwen_audio import QwenAudio
 from sglang.verify.media_qwen_vl import QwenVL
 
 FAMILIES: dict[str, MediaFamily] = {
+    "Gemma3ForConditionalGeneration": Gemma3(),
     "InternVLChatModel": InternVL(),
     "InternVLForConditionalGeneration": InternVL(),
     "LlavaForConditionalGeneration": Llava(),

@@ -93,7 +93,8 @@ def _chunked(size: int, page: int, prompts: dict[str, MediaPrompt]) -> Form:
     names = ["two images", *(["video"] if "video" in prompts else []), "middle"]
     if size == 1:
         names = ["image"]
-    total = sum(len(prompts[name].token_ids) for name in names if name in prompts)
+    media = [prompts[name] for name in names if name in prompts]
+    total = sum(len(prompt.token_ids) - prompt.num_uncut for prompt in media)
     expects: tuple[Expectation, ...] = (chunks(max(total // size - len(names), 1)),)
     asks = tuple(_ask(name, num_tokens=8) for name in names)
     name = f"media: chunks of {size}, page {page}"

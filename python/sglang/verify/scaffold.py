@@ -164,7 +164,8 @@ class Scaffold:
         verify = f"sglang verify --tiny {self.architecture}"
         if plugin is not None:
             return [f"pip install -e {plugin}", verify, f"pytest {plugin}/tests"]
-        return [verify, f"pytest test/models/test_{self.name}.py"]
+        table = "python scripts/generate_supported_models.py"
+        return [verify, f"pytest test/models/test_{self.name}.py", table]
 
     def model_text(self) -> str:
         """The source's text with its classes renamed and one entry class."""
@@ -189,8 +190,9 @@ class Scaffold:
             prefix = next((p for p in prefixes if name.startswith(p) and name != p), None)
             if prefix is not None and name not in renamed:
                 rest = name.removeprefix(prefix)
-                is_taken = self.camel + rest in renamed.values()
-                renamed[name] = f"{self.camel}{'Base' if is_taken else ''}{rest}"
+                while self.camel + rest in renamed.values():
+                    rest = f"Base{rest}"
+                renamed[name] = self.camel + rest
         return renamed
 
     def config_text(self) -> str:
@@ -255,7 +257,8 @@ def _without_unused(text: str, names: list[str]) -> str:
     """The text without those classes that nothing in it refers to: other architectures of the same file."""
     for node in reversed(ast.parse(text).body):
         if isinstance(node, ast.ClassDef) and node.name in names:
-            if len(re.findall(rf"\b{node.name}\b", text)) == 1:
+            code = _split_docstring(text)[2]
+            if len(re.findall(rf"\b{node.name}\b", code)) == 1:
                 lines = text.splitlines(keepends=True)
                 before = "".join(lines[: node.lineno - 1]).rstrip("\n") + "\n"
                 text = before + "".join(lines[node.end_lineno or node.lineno :])

@@ -49,6 +49,7 @@ class SubjectConfig:
     attention_backend: str = "torch_native"
     model_impl: str = "auto"
     trust_remote_code: bool = False
+    enable_multimodal: bool | None = None  # None: as a server without the flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Subject:
             dtype=config.dtype,
             model_impl=config.model_impl,
             trust_remote_code=config.trust_remote_code,
+            enable_multimodal=config.enable_multimodal,
         )
         # What model files of others may ask for when they are constructed.
         set_global_server_args_for_scheduler(

@@ -15,8 +15,12 @@ import tiny_processors
 import transformers
 from tiny_processors import make_tokenizer, token_id
 
+from sglang.srt.multimodal.hf_processor import load_processor
 from sglang.srt.multimodal.processors.gemma3 import Gemma3ImageProcessor
-from sglang.srt.multimodal.processors.internvl import InternVLImageProcessor
+from sglang.srt.multimodal.processors.internvl import (
+    InternVLChatImageProcessor,
+    InternVLImageProcessor,
+)
 from sglang.srt.multimodal.processors.llava import (
     LlavaImageProcessor,
     LlavaNextImageProcessor,
@@ -25,7 +29,9 @@ from sglang.srt.multimodal.processors.llava import (
 from sglang.srt.multimodal.processors.mllama import MllamaImageProcessor
 from sglang.srt.multimodal.processors.qwen_audio import Qwen2AudioMultimodalProcessor
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.errors import RequestError
+from sglang.srt.utils.hf_transformers_utils import published_config
 
 TEXT = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 TEXT |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
@@ -256,6 +262,50 @@ def test_two_images(family, tmp_path, without_video):
     assert len(item.offsets) == 2
     with pytest.raises(RequestError, match="placeholders for"):
         run(processor, prompt, image_data=pictures[:1])
+    processor.close()
+
+
+# --- the authors' InternVL, whose image processor cuts no tiles
+
+
+def test_internvl_chat_cuts_as_the_converted_one(tmp_path, without_video):
+    hf, _, _, placeholder = internvl()
+    hf.image_processor.image_mean = [0.485, 0.456, 0.406]
+    hf.image_processor.image_std = [0.229, 0.224, 0.225]
+    hf.tokenizer.save_pretrained(tmp_path)
+    # What their repositories hold.
+    image_processor("CLIPImageProcessor", size=28, crop_size=28).save_pretrained(tmp_path)
+    raw = {
+        "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "downsample_ratio": 0.5,
+        "llm_config": {**TEXT, "model_type": "qwen2"}, "vision_config": {"image_size": 28, "patch_size": 7},
+        "force_image_size": 28, "dynamic_image_size": True, "use_thumbnail": True, "min_dynamic_patch": 1,
+        "max_dynamic_patch": 4,
+    }  # fmt: skip
+    parts = load_processor(str(tmp_path), hf.tokenizer)
+    processor = InternVLChatImageProcessor(published_config(raw), ServerArgs(model_path="."), parts)
+    for pictures in ([media_files.picture(60, 30)], [media_files.picture(28, 28), media_files.picture(57, 83)]):  # fmt: skip
+        prompt = f"<s>{placeholder * len(pictures)}\nwhich?"
+        expected = hf(text=[prompt], images=pictures, return_tensors="pt")
+        result = run(processor, prompt, image_data=pictures)
+        assert result["input_ids"] == expected["input_ids"][0].tolist()
+        (item,) = result["mm_items"]
+        assert torch.equal(item.feature, expected["pixel_values"])
+        assert sum(item.num_patches) == len(item.feature)
+    processor.close()
+
+
+# --- tiles that a client prepared
+
+
+@pytest.mark.parametrize("sizes", [[[0, 30]], [[60, 30], [60, 30]], [60, 30], [[60, 30, 3]]])
+def test_sizes_that_fit_no_picture_are_refused(tmp_path, without_video, sizes):
+    _, processor, _ = build(llava_next, tmp_path)
+    item = {"format": "processor_output", "image_sizes": sizes}
+    item["pixel_values"] = np.zeros((1, 3, 3, 28, 28), np.float32)
+    with pytest.raises(RequestError, match="image_sizes must hold"):
+        run(processor, "<image>x", image_data=[item])
+    item["image_sizes"] = [[60, 30]]
+    assert rows_of(run(processor, "<image>x", image_data=[item])) > 4
     processor.close()
 
 

@@ -67,6 +67,7 @@ def test_a_file_with_several_architectures_becomes_one_with_one() -> None:
     assert "class AcmeDecoderLayer(AcmeBaseDecoderLayer)" in text
     text = Scaffold("acme", "BaichuanForCausalLM").model_text()
     assert "BaiChuan" not in text and "\n\n\n\n" not in text
+    assert Scaffold("acme", "BailingMoeV2ForCausalLM").model_text().count("ForCausalLM(") == 2
     assert "class AcmeModel(DecoderModel)" in Scaffold("acme", "Grok1ForCausalLM").model_text()
 
 

@@ -20,6 +20,7 @@ from sglang.srt.configs.sparse_attention import get_nsa_index_n_heads as get_nsa
 from sglang.srt.configs.sparse_attention import get_nsa_index_topk as get_nsa_index_topk
 from sglang.srt.configs.sparse_attention import is_deepseek_nsa as is_deepseek_nsa
 from sglang.srt.environ import envs
+from sglang.srt.plugins import PROCESSOR_GROUP, find_plugins
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import (
     apply_overrides,
@@ -284,8 +285,14 @@ def is_generation_model(architectures: Iterable[str], is_embedding: bool) -> boo
 
 def is_multimodal_model(architectures: Iterable[str]) -> bool:
     """Whether an architecture is one that can take images, video or audio."""
+    names = set(architectures)
     known = {*multimodal_model_archs, *envs.SGLANG_EXTERNAL_MM_MODEL_ARCH.get()}
-    return any(name in known for name in architectures)
+    return bool(names & known) or bool(names & _archs_of_plugins())
+
+
+def _archs_of_plugins() -> frozenset[str]:
+    """Architectures that installed processors are named after; nothing of the plug-ins is imported."""
+    return frozenset(plugin.name for plugin in find_plugins(PROCESSOR_GROUP))
 
 
 def _takes_media(architectures: tuple[str, ...], asked: bool | None) -> bool:

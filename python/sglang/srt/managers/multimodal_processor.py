@@ -10,11 +10,10 @@ from typing import Any
 
 from sglang.srt.environ import envs
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
-from sglang.srt.plugins import find_plugins
+from sglang.srt.plugins import PROCESSOR_GROUP, find_plugins
 
 logger = logging.getLogger(__name__)
 
-PROCESSOR_GROUP = "sglang.processors"
 _BUILT_IN = "sglang.srt.multimodal.processors"
 
 # Model class, or the name of one that is not imported here -> processor class.

@@ -179,6 +179,9 @@ class Planner:
         num_tokens = budget.take(left)
         if num_tokens == 0:
             return False
+        if req.media is not None and num_tokens < left:
+            page_size = self.cache.page_size
+            num_tokens = req.media.chunk(req.num_planned, num_tokens, left, page_size)
         slots = self.cache.extend(req.handle, num_tokens)
         if slots is None:
             return False

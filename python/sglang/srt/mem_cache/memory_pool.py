@@ -81,8 +81,13 @@ class KVPool(ABC):
 
     @property
     @abstractmethod
+    def buffers(self) -> list[torch.Tensor]:
+        """All storage."""
+
+    @property
     def total_bytes(self) -> int:
         """Memory of all buffers, in bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers)
 
     def _layer_index(self, layer_id: int) -> int:
         index = layer_id - self.start_layer
@@ -168,9 +173,8 @@ class MHATokenToKVPool(KVPool):
         return self.v_buffer[self._layer_index(layer_id)]
 
     @property
-    def total_bytes(self) -> int:
-        """Memory of all buffers, in bytes."""
-        return sum(buffer.nbytes for buffer in (*self.k_buffer, *self.v_buffer))
+    def buffers(self) -> list[torch.Tensor]:
+        return [*self.k_buffer, *self.v_buffer]
 
     def _make_buffer(self, dim: int) -> torch.Tensor:
         # Zeroed, so that the padding page never holds a NaN that masking could not hide.
@@ -246,9 +250,8 @@ class MLATokenToKVPool(KVPool):
         return self.get_key_buffer(layer_id)[..., : self.kv_lora_rank]
 
     @property
-    def total_bytes(self) -> int:
-        """Memory of all buffers, in bytes."""
-        return sum(buffer.nbytes for buffer in self.kv_buffer)
+    def buffers(self) -> list[torch.Tensor]:
+        return self.kv_buffer
 
 
 class ReqToTokenPool:

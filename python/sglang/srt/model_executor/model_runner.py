@@ -175,6 +175,7 @@ class ModelRunner:
         self.token_to_kv_pool = create_kv_pool(
             self.model_config, tp_size, self.num_slots, config.page_size, kv_dtype, self.device
         )
+        self.platform.prepare_cache(self.token_to_kv_pool.buffers)
         self.kv_bytes = self.num_slots * token_bytes
         logger.info(
             "KV cache is allocated. max_total_num_tokens=%d, dtype=%s, size=%.3f GiB, weights=%.3f GiB",

@@ -58,33 +58,6 @@ class Llama4Attention(GQAttention):
         return q, k
 
 
-class Llama4MoE(SparseMoE):
-    """Router, experts that read weighted inputs, and a shared expert."""
-
-    def __init__(
-        self,
-        config: Any,
-        layer_id: int,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        super().__init__(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_local_experts,
-            config.num_experts_per_tok,
-            layer_id,
-            renormalize=False,
-            shared_intermediate_size=config.intermediate_size,
-            weighs_inputs=True,
-            quant_config=quant_config,
-            prefix=prefix,
-        )
-        self.topk = TopK(
-            config.num_experts_per_tok, layer_id=layer_id, custom_routing_function=route
-        )
-
-
 def route(
     hidden_states: torch.Tensor, gating_output: torch.Tensor, topk: int, renormalize: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +104,7 @@ class Llama4DecoderLayer(nn.Module):
         prefix = add_prefix("feed_forward", prefix)
         self.feed_forward: nn.Module
         if layer_id in config.moe_layers:
-            self.feed_forward = Llama4MoE(config, layer_id, quant_config, prefix)
+            self.feed_forward = _experts(config, layer_id, quant_config, prefix)
         else:
             self.feed_forward = GatedMLP(
                 facts.hidden_size, config.intermediate_size_mlp, "silu", quant_config, prefix
@@ -154,6 +127,26 @@ class Llama4DecoderLayer(nn.Module):
 
 class Llama4TextModel(DecoderModel):
     layer_cls = Llama4DecoderLayer
+
+
+def _experts(
+    config: Any, layer_id: int, quant_config: QuantizationConfig | None, prefix: str
+) -> SparseMoE:
+    """Router, experts that read weighted inputs, and a shared expert."""
+    block = SparseMoE(
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        layer_id,
+        renormalize=False,
+        shared_intermediate_size=config.intermediate_size,
+        weighs_inputs=True,
+        quant_config=quant_config,
+        prefix=prefix,
+    )
+    block.topk = TopK(config.num_experts_per_tok, layer_id=layer_id, custom_routing_function=route)
+    return block
 
 
 def turn_experts(name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:

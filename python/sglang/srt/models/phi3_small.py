@@ -21,13 +21,12 @@ import torch
 from torch import nn
 
 from sglang.srt.configs.hf_config import ModelFacts, read_facts, require
-from sglang.srt.distributed import get_tensor_model_parallel_rank
-from sglang.srt.layers.attention.torch_ops import BlockSparse
 from sglang.srt.layers.layernorm import LayerNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
+from sglang.srt.models.common.block_sparse import BlockSparseAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
 from sglang.srt.models.common.mlp import GatedMLP
 from sglang.srt.models.common.norm import add_norm
@@ -44,21 +43,6 @@ _NAMES = WeightsMapper(
         ".mlp.up_proj.": ".mlp.gate_up_proj.",
     },
 )
-
-
-class BlockSparseAttention(GQAttention):
-    """Attention of a layer that sees only some blocks of keys, other ones for each head."""
-
-    pattern: BlockSparse
-
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
-    ) -> torch.Tensor:  # [T], [T, D] -> [T, D]
-        qkv, _ = self.qkv_proj(hidden_states)
-        q, k, v = self.split(qkv)
-        q, k = self.norm_and_rotate(positions, q, k)
-        output, _ = self.o_proj(self.attn(q, k, v, forward_batch, block_sparse=self.pattern))
-        return output
 
 
 class GeGelu(nn.Module):
@@ -88,7 +72,8 @@ class Phi3SmallDecoderLayer(nn.Module):
         super().__init__()
         facts = read_facts(config)
         require(facts, type(self).__name__, hidden_act=("gegelu",))
-        _check(config)
+        if config.to_dict().get("rope_position_scale", 1.0) != 1.0:
+            raise ConfigError("Phi3SmallForCausalLM implements rope_position_scale=1.0 only")
         every = config.dense_attention_every_n_layers
         is_dense = bool(every) and (layer_id + 1) % every == 0
         attention = GQAttention if is_dense else BlockSparseAttention
@@ -102,8 +87,13 @@ class Phi3SmallDecoderLayer(nn.Module):
             scaling=_score_scale(config, facts),
         )
         if isinstance(self.self_attn, BlockSparseAttention):
-            first = get_tensor_model_parallel_rank() * self.self_attn.num_heads
-            self.self_attn.pattern = _pattern(config, facts, first, self.self_attn.num_heads)
+            self.self_attn.set_pattern(
+                config.blocksparse_block_size,
+                config.blocksparse_num_local_blocks,
+                config.blocksparse_vert_stride,
+                facts.num_attention_heads,
+                is_same_for_heads=config.blocksparse_homo_head_pattern,
+            )
         self.mlp = GatedMLP(
             facts.hidden_size,
             facts.intermediate_size,
@@ -181,26 +171,6 @@ def _score_scale(config: Any, facts: ModelFacts) -> float:
     if config.mup_use_scaling:
         return config.mup_attn_multiplier / facts.head_dim
     return facts.head_dim**-0.5
-
-
-def _pattern(config: Any, facts: ModelFacts, first_head: int, num_heads: int) -> BlockSparse:
-    """Of this rank's heads."""
-    stride = config.blocksparse_vert_stride
-    step = max(1, stride // facts.num_attention_heads)
-    if config.blocksparse_homo_head_pattern:
-        step = 0
-    return BlockSparse(
-        config.blocksparse_block_size,
-        config.blocksparse_num_local_blocks,
-        stride,
-        torch.arange(first_head, first_head + num_heads) * step,
-    )
-
-
-def _check(config: Any) -> None:
-    """Raises ConfigError for what is not implemented."""
-    if config.to_dict().get("rope_position_scale", 1.0) != 1.0:
-        raise ConfigError("Phi3SmallForCausalLM implements rope_position_scale=1.0 only")
 
 
 EntryClass = Phi3SmallForCausalLM

@@ -152,6 +152,8 @@ class MultimodalInputs:
     audio_end_id: int | None = None
     mrope_positions: torch.Tensor | None = None  # int64 [3, prompt length]
     mrope_position_delta: torch.Tensor | None = None  # int64 [1, 1]
+    # Set by a model's pad_input_ids: `[start, end)` places in the prompt that must be computed in one step.
+    uncut_spans: list[tuple[int, int]] = field(default_factory=list)
     # Rows `[n, D]` of media that a prompt chunk ends in, by digest, for the next chunk.
     unfinished: dict[bytes, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -161,7 +163,7 @@ class MultimodalInputs:
         items = [item for item in obj["mm_items"] if item.is_valid()]
         for item in items:
             item.set_pad_value()
-        known = {f.name for f in fields(MultimodalInputs)} - {"mm_items", "unfinished"}
+        known = {f.name for f in fields(MultimodalInputs)} - {"mm_items", "unfinished", "uncut_spans"}
         values = {key: value for key, value in obj.items() if key in known}
         return MultimodalInputs(mm_items=items, **values)
 

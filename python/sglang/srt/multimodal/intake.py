@@ -18,11 +18,30 @@ PadInputIds = Callable[[list[int], MultimodalInputs], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class RequestMedia:
-    """The scheduler's share: what the ranks are sent, one cache key per prompt position, and the position of the first output."""
+    """The scheduler's share: what the ranks are sent, one cache key per prompt position, and the position of the first output.
+
+    `uncut_spans`: `[start, end)` places in the prompt whose tokens see each other in both directions.
+    """
 
     sent: RowMedia
     keys: list[int]
     next_position: int
+    uncut_spans: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    def chunk(self, start: int, wanted: int, left: int, page_size: int) -> int:
+        """How many of the `left` tokens from `start` on to compute, where `wanted` were granted: a number of pages whose end cuts no span.
+
+        At most `wanted` where there is such an end, else the least that goes beyond.
+        """
+
+        def is_end(count: int) -> bool:
+            border = start + count
+            is_cut = any(first < border < end for first, end in self.uncut_spans)
+            return count == left or (count % page_size == 0 and not is_cut)
+
+        shorter = (count for count in range(wanted, 0, -1) if is_end(count))
+        longer = (count for count in range(wanted + 1, left + 1) if is_end(count))
+        return next(shorter, None) or next(longer)
 
 
 class MediaIntake:
@@ -52,7 +71,8 @@ class MediaIntake:
             )
         keys = cache_keys(padded, inputs.mm_items, positions)
         ids = np.asarray(padded, np.int64).tobytes()
-        return RequestMedia(RowMedia(inputs=packed, padded_ids=ids), keys, next_position)
+        sent = RowMedia(inputs=packed, padded_ids=ids)
+        return RequestMedia(sent, keys, next_position, inputs.uncut_spans)
 
     def _check_rows(self, item: MultimodalDataItem) -> None:
         rows = item.precomputed_embeddings

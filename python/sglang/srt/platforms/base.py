@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -62,6 +62,10 @@ class Platform(ABC):
     @abstractmethod
     def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A host tensor from which copies to the device need not block the host."""
+
+    @abstractmethod
+    def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
+        """Called when the key/value buffers are made."""
 
     def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
         """Queue copies to the host. The function returned waits for them alone, not for work queued later."""

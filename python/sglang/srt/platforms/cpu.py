@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from sglang.srt.platforms.base import Platform
+from sglang.srt.platforms.host_memory import populate_in_background
 
 
 class CpuPlatform(Platform):
@@ -33,6 +35,10 @@ class CpuPlatform(Platform):
         if sys.platform == "linux" and hasattr(libc, "mallopt"):
             libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BLOCKS_UP_TO)
             libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_FREE_UP_TO)
+
+    def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
+        """The first prompts need not wait for memory, which a virtual machine may be slow to give."""
+        populate_in_background(buffers, _POPULATED_CACHE)
 
     def total_memory(self) -> int:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -66,6 +72,8 @@ class CpuPlatform(Platform):
     def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
+
+_POPULATED_CACHE = 2 * 2**30
 
 # Parameters of mallopt(3) in glibc.
 _M_TRIM_THRESHOLD = -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,9 @@ class CudaPlatform(Platform):
 
     def activate(self) -> None:
         torch.cuda.set_device(self.index)
+
+    def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
+        pass
 
     def total_memory(self) -> int:
         return torch.cuda.mem_get_info(self.index)[1]

@@ -403,7 +403,10 @@ def _can_read_runs(
     options: AttendOptions,
 ) -> bool:
     """Whether torch's fused attention can have this layer's keys as they lie in the pool."""
-    is_plain = layer.attn_type == AttentionType.DECODER and options.is_plain
+    is_causal = layer.attn_type == AttentionType.DECODER or (
+        layer.attn_type == AttentionType.DECODER_BIDIRECTIONAL and not batch.bidirectional_spans
+    )
+    is_plain = is_causal and options.is_plain
     if not (is_plain and q.is_cpu) or layer.is_cross_attention or layer.use_irope:
         return False
     if k is None or v is None or batch.encoder_lens_cpu is not None:

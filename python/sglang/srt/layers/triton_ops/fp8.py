@@ -42,7 +42,7 @@ def store_codes_kernel(
     values: torch.Tensor, buffer: torch.Tensor, slots: torch.Tensor, scale: float
 ) -> None:
     """Write `values / scale`, rounded, [T, ...] to the rows `slots` [T] of `buffer` [S, ...], whose rows are contiguous."""
-    rows = values.reshape(values.shape[0], -1)
+    rows = values.flatten(1)
     num_rows, width = rows.shape
     if not num_rows:
         return
@@ -116,9 +116,7 @@ def _round_rows_kernel(
         for start in range(0, width, BLOCK):
             column = start + tl.arange(0, BLOCK)
             value = tl.load(x + row * x_stride + column, mask=column < width, other=0.0)
-            most = tl.maximum(
-                most, tl.abs(value.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL
-            )
+            most = tl.maximum(most, tl.abs(value.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
         top = tl.maximum(tl.max(most, axis=0), _LEAST_MAGNITUDE)
         scale = tl.div_rn(top, largest)
     tl.store(scales + row, scale)

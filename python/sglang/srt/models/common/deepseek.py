@@ -147,7 +147,7 @@ class DeepseekV2AttentionMLA(MLAttention):
         )
         self.o_proj.reduce_results = reduce_results
         if skip_rope:
-            self.rotary_emb = _NoRotation()
+            self.add_module("rotary_emb", _NoRotation())
 
     def forward(
         self,

@@ -57,7 +57,7 @@ class ViT(nn.Module):
         self.embeddings = ViTEmbeddings(config, self.has_class_row, self.has_patch_bias)
         if self.has_class_row:
             self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.encoder = nn.Module()
+        self.encoder: Any = nn.Module()
         self.encoder.layers = nn.ModuleList(
             ViTBlock(config, quant_config, add_prefix(f"encoder.layers.{index}", prefix))
             for index in range(total)

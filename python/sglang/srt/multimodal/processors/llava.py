@@ -20,7 +20,7 @@ from sglang.srt.multimodal.processors.base_processor import (
     MultimodalSpecialTokens,
 )
 from sglang.srt.multimodal.tiles import TileLayout
-from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.errors import ConfigError, RequestError
 
 _VIDEO_FRAMES = 32
 # Towers whose first row stands for the whole picture.
@@ -105,13 +105,20 @@ class LlavaNextImageProcessor(LlavaImageProcessor):
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
-        token_id, whole = self.image_token_id, self.num_whole
+        pictures, sizes = features["feature"], features["image_sizes"]
+        is_pairs = sizes.dim() == 2 and sizes.shape[1] == 2 and len(sizes) == len(pictures)
+        if not is_pairs or not bool((sizes > 0).all()):
+            raise RequestError("image_sizes must hold a height and a width above zero per picture")
         return [
-            [token_id] * (whole + 1 if len(picture) == 1 else self.layout.num_rows(*size, whole))
-            for picture, size in zip(
-                features["feature"], features["image_sizes"].tolist(), strict=True
-            )
+            [self.image_token_id] * self._num_rows(picture, (int(height), int(width)))
+            for picture, (height, width) in zip(pictures, sizes.tolist(), strict=True)
         ]
+
+    def _num_rows(self, picture: torch.Tensor, size: tuple[int, int]) -> int:
+        """One tile alone is the whole, and ends with a newline."""
+        if len(picture) == 1:
+            return self.num_whole + 1
+        return self.layout.num_rows(*size, self.num_whole)
 
 
 class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
@@ -133,8 +140,9 @@ class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
         if modality is not Modality.VIDEO:
             return super().replacements(modality, features)
         pooled = math.ceil(self.side / 2) ** 2
-        frames = [len(video) for video in features["feature"]]
-        return [[self.video_token_id] * (count * pooled + 1) for count in frames]
+        token_id = self.video_token_id
+        assert token_id is not None, "videos come only where there is a token for them"
+        return [[token_id] * (len(frames) * pooled + 1) for frames in features["feature"]]
 
     def sample_frames(self, num_frames: int, fps: float) -> list[int]:
         """`num_frames` of `--mm-process-config`, else 32, evenly spread."""

@@ -1,0 +1,45 @@
+"""Memory for large host tensors ahead of their use. Without effect where the kernel has no such call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+
+_POPULATE_WRITE = 23  # advice of madvise(2), since Linux 5.14
+_PAGE_BYTES = 4096
+_LOWEST_PRIORITY = 19
+
+
+def populate_in_background(tensors: Sequence[torch.Tensor], num_bytes: int) -> None:
+    """Get memory for the first `num_bytes` of the tensors, an equal part of each, from a thread; what they hold stays as it is."""
+    tensors = [tensor for tensor in tensors if tensor.is_cpu]
+    if tensors:
+        part = num_bytes // len(tensors)
+        # The call leaves Python's lock alone, and a process need not wait for the thread to end.
+        threading.Thread(target=_populate, args=(tensors, part), daemon=True).start()
+
+
+def _populate(tensors: Sequence[torch.Tensor], num_bytes: int) -> None:
+    if sys.platform == "linux":  # where threads have priorities of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    for tensor in tensors:
+        if not _populate_range(tensor.data_ptr(), min(num_bytes, tensor.nbytes)):
+            return
+
+
+def _populate_range(address: int, num_bytes: int) -> bool:
+    """Whether the kernel could, for the whole pages within the range."""
+    if sys.platform != "linux":
+        return False
+    start = -(-address // _PAGE_BYTES) * _PAGE_BYTES
+    end = (address + num_bytes) // _PAGE_BYTES * _PAGE_BYTES
+    if end <= start:
+        return True
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise(start, end - start, _POPULATE_WRITE) == 0
