@@ -51,7 +51,8 @@ class Row:
             axis.extend(range(begin, begin + len(ids)))
         self.ids += ids
         self.labels += ids[:spoken] + [_UNSPOKEN] * (len(ids) - spoken)
-        self.weights += [spoken**-0.5 if spoken else 0.0] * len(ids)
+        weight = spoken**-0.5 if spoken else 0.0
+        self.weights += [weight] * spoken + [0.0] * (len(ids) - spoken)
 
     def add_picture(self, pad: int, patches: np.ndarray, grid: Grid) -> None:
         """As many pad tokens as the picture has blocks of patches."""

@@ -1,4 +1,7 @@
-"""Score the demo model on held-out questions, skill by skill, with greedy decoding.
+"""Score the demo model on held-out questions, skill by skill, as greedy decoding would answer.
+
+Greedy decoding gives the right answer if and only if each of its tokens, and the end, is the
+likeliest one behind those before it, so one forward pass shows it, without generating.
 
 python scripts/demo_vlm/score.py --model python/sglang/demo_vlm
 """
@@ -14,9 +17,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo_model"))
 
 import torch  # noqa: E402
-from draw import render  # noqa: E402
-from mixture import SKILLS, Question, sample_held_out  # noqa: E402
-from pixels import MERGE, normalise, to_patches  # noqa: E402
+from mixture import SKILLS, Conversation, Question, sample_held_out  # noqa: E402
+from pixels import normalise  # noqa: E402
+from rows import Encoder, Row  # noqa: E402
 from transformers import (  # noqa: E402
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -24,7 +27,7 @@ from transformers import (  # noqa: E402
 )
 
 WATCH_SEED, REPORT_SEED = 0, 3  # questions looked at during training, and those reported
-_BATCH = 200
+_BATCH = 25
 
 
 def main() -> None:
@@ -54,18 +57,18 @@ def score(
     show_errors: int = 0,
 ) -> dict[str, float]:
     """The share of held-out questions answered exactly right (the whole text), per skill."""
-    names = skills or list(SKILLS)
-    questions = [q for skill in names for q in sample_held_out(skill, per_skill, seed)]
-    replies = answer(model, tokenizer, questions, seed)
-    right, shown = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for question, reply in zip(questions, replies, strict=True):
-        skill = question.skill
-        right[skill] += reply == question.answer
-        if reply != question.answer and shown[skill] < show_errors:
-            shown[skill] += 1
+    shares = {}
+    for skill in skills or list(SKILLS):
+        questions = sample_held_out(skill, per_skill, seed)
+        found = predict(model, tokenizer, questions, random.Random(f"{seed} {skill}"))
+        wrong = [(q, p) for q, p in zip(questions, found, strict=True) if not p.right]
+        print(f"{skill}: {per_skill - len(wrong)} of {per_skill}", file=sys.stderr, flush=True)
+        shares[skill] = 1 - len(wrong) / per_skill
+        for question, prediction in wrong[:show_errors]:
             asked = question.messages[-1]["content"]
-            print(f"{skill}: {asked!r} {question.keys} -> {reply!r}, not {question.answer!r}")
-    return {skill: count / per_skill for skill, count in right.items()}
+            told = tokenizer.decode(prediction.likeliest)
+            print(f"{skill}: {asked!r} {question.keys} -> {told!r}, not {question.answer!r}")
+    return shares
 
 
 def format_scores(scores: dict[str, float], per_skill: int) -> str:
@@ -75,84 +78,68 @@ def format_scores(scores: dict[str, float], per_skill: int) -> str:
     return "\n".join(lines)
 
 
-def answer(
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest token at each place of the right answer, and whether all are its own."""
+
+    likeliest: list[int]
+    right: bool
+
+
+def predict(
     model: Qwen2VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     questions: list[Question],
-    seed: int,
-) -> list[str]:
-    """The model's greedy replies, in the order of `questions`; long answers stand together."""
-    lengths = [len(tokenizer.encode(q.answer)) for q in questions]
-    order = sorted(range(len(questions)), key=lambda i: lengths[i])
-    replies = [""] * len(questions)
+    rng: random.Random,
+) -> list[Prediction]:
+    """One prediction per question, in order; pictures are drawn with `rng`."""
+    conversations = [
+        Conversation((*q.messages, {"role": "assistant", "content": q.answer}), q.pictures)
+        for q in questions
+    ]
+    rows = Encoder(tokenizer).encode(conversations, rng)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    found: dict[int, Prediction] = {}
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
-        prompts = [
-            build_prompt(tokenizer, questions[i], random.Random(f"{seed} {i}")) for i in chosen
-        ]
-        limit = max(lengths[i] for i in chosen) + 4
-        for i, text in zip(chosen, _generate(model, tokenizer, prompts, limit), strict=True):
-            replies[i] = text
-    return replies
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """ids with one pad token per row of embeddings; pixel values [patches, 1176], grids [N][3]."""
-
-    ids: list[int]
-    pixels: list[torch.Tensor]
-    grids: list[tuple[int, int, int]]
-
-
-def build_prompt(
-    tokenizer: PreTrainedTokenizerFast, question: Question, rng: random.Random
-) -> Prompt:
-    """The question through the chat template, its pictures drawn and cut into patches."""
-    text = tokenizer.apply_chat_template(
-        list(question.messages), add_generation_prompt=True, tokenize=False
-    )
-    pad = tokenizer.image_token
-    pieces, pixels, grids = text.split(pad), [], []
-    for picture in question.pictures:
-        patches, (high, wide) = to_patches(render(picture, rng))
-        pixels.append(normalise(torch.from_numpy(patches)))
-        grids.append((1, high, wide))
-    text = pieces[0]
-    for grid, piece in zip(grids, pieces[1:], strict=True):
-        text += pad * (grid[1] * grid[2] // MERGE**2) + piece
-    return Prompt(tokenizer.encode(text, add_special_tokens=False), pixels, grids)
+        found |= zip(chosen, _predict(model, tokenizer, [rows[i] for i in chosen]), strict=True)
+    return [found[i] for i in range(len(rows))]
 
 
 @torch.inference_mode()
-def _generate(
-    model: Qwen2VLForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: list[Prompt],
-    max_new_tokens: int,
-) -> list[str]:
-    width, pad = max(len(p.ids) for p in prompts), tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in prompts])  # [B, T]
-    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts])
+def _predict(
+    model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, rows: list[Row]
+) -> list[Prediction]:
+    inputs = collate(tokenizer, rows)
+    hidden = model.model(**{k: v.to(model.device) for k, v in inputs.items()}).last_hidden_state
+    predictions = []
+    for row, states in zip(rows, hidden, strict=True):
+        # Only the last answer counts; those before it belong to the conversation.
+        end = max(i for i, weight in enumerate(row.weights) if weight)
+        begin = end
+        while row.weights[begin - 1]:
+            begin -= 1
+        likeliest = model.lm_head(states[begin : end + 1]).argmax(-1).tolist()
+        predictions.append(Prediction(likeliest, likeliest == row.labels[begin : end + 1]))
+    return predictions
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> dict[str, torch.Tensor]:
+    """The inputs of transformers' model for rows, padded on the right."""
+    width, pad = max(len(row.ids) for row in rows), tokenizer.pad_token_id
+    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows])  # [B, T]
+    mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
     inputs = {
         "input_ids": ids,
         "attention_mask": mask,
         "mm_token_type_ids": (ids == tokenizer.image_token_id).int(),
     }
-    if any(p.pixels for p in prompts):
-        inputs["pixel_values"] = torch.cat([x for p in prompts for x in p.pixels])
-        inputs["image_grid_thw"] = torch.tensor([g for p in prompts for g in p.grids])
-    output = model.generate(
-        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-    )
-    return [tokenizer.decode(row[width:], skip_special_tokens=True) for row in output]
+    pictures = [picture for row in rows for picture in row.patches]
+    if pictures:
+        values = [normalise(torch.from_numpy(patches)) for patches, _ in pictures]
+        inputs["pixel_values"] = torch.cat(values)
+        inputs["image_grid_thw"] = torch.tensor([(1, *grid) for _, grid in pictures])
+    return inputs
 
 
 if __name__ == "__main__":

@@ -129,4 +129,3 @@ class ContextLengthServer(ComparedWithTransformers):
             "Multimodal prompt is too long after expanding multimodal tokens|longer than the model's context length",
         )
         self.ask("single image", [vlm_utils.user(pictures[0])], **self.get_request_kwargs())
-

@@ -90,7 +90,7 @@ class TestOpenAIMLLMServerBase(CustomTestCase):
             env={"SGLANG_MEDIA_ROOT": cls._files.name},
         )
         cls.addClassCleanup(end_server, cls.process)
-        cls.client = openai.OpenAI(base_url=f"{cls.base_url}/v1", api_key=cls.api_key)
+        cls.client = openai.OpenAI(base_url=f"{cls.base_url}/v1", api_key=cls.api_key or "none")
         cls.addClassCleanup(cls.client.close)
 
     # --- hooks
@@ -152,7 +152,10 @@ class ImageOpenAITestMixin(TestOpenAIMLLMServerBase):
     def test_multi_turn_chat_completion(self) -> None:
         messages = [
             user(image(self.images[0]), words("Describe this image in a sentence.")),
-            {"role": "assistant", "content": [words("There is a man at the back of a yellow cab.")]},
+            {
+                "role": "assistant",
+                "content": [words("There is a man at the back of a yellow cab.")],
+            },
             user(words("Repeat your previous answer.")),
         ]
         self.ask("several turns", messages, **self.get_vision_request_kwargs())
@@ -265,4 +268,3 @@ def video_frames(path: str, count: int) -> list[str]:
 def _read(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=60) as reply:
         return reply.read()
-

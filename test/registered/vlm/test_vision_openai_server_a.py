@@ -1,8 +1,8 @@
 """Images, videos and sounds through the OpenAI API: the demo model (or its random twin) against transformers, and published models.
 
-    cd test/registered/vlm
-    python3 -m unittest test_vision_openai_server_a.TestDemoServer
-    SGLANG_TEST_TWINS=0 python3 -m unittest test_vision_openai_server_a.TestQwen25VLServer
+cd test/registered/vlm
+python3 -m unittest test_vision_openai_server_a.TestDemoServer
+SGLANG_TEST_TWINS=0 python3 -m unittest test_vision_openai_server_a.TestQwen25VLServer
 """
 
 from __future__ import annotations

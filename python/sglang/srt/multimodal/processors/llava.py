@@ -125,7 +125,7 @@ class LlavaOnevisionImageProcessor(LlavaNextImageProcessor):
     """LLaVA-OneVision: tiles for one picture, the whole alone for each of several, frames pooled to a quarter."""
 
     models: list[Any] = ["LlavaOnevisionForConditionalGeneration"]
-    modalities = (Modality.IMAGE, Modality.VIDEO)
+    modalities: tuple[Modality, ...] = (Modality.IMAGE, Modality.VIDEO)
 
     def _token_ids(self) -> tuple[int, int | None]:
         return self.hf_config.image_token_id, self.hf_config.video_token_id

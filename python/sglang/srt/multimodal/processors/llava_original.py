@@ -27,7 +27,6 @@ class LlavaOriginalImageProcessor(LlavaOnevisionImageProcessor):
     models: list[Any] = [
         *("LlavaLlamaForCausalLM", "LlavaQwenForCausalLM", "LlavaMistralForCausalLM")
     ]
-    modalities: tuple[Modality, ...] = (Modality.IMAGE, Modality.VIDEO)
 
     def __init__(
         self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
