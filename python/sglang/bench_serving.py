@@ -22,6 +22,7 @@ from sglang.bench import options
 from sglang.bench.backends import BACKENDS, Backend, Outcome, send
 from sglang.bench.datasets import BenchRequest, DatasetArgs, sample_requests
 from sglang.bench.http_client import HttpClient, HttpStatusError
+from sglang.bench.image_datasets import IMAGE_DATASETS, ImageArgs, sample_image_requests
 from sglang.bench.report import (
     append_record,
     compute_metrics,
@@ -52,7 +53,7 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         model, tokenizer_path = await _find_model(args, client)
         tokenizer = _load_tokenizer(tokenizer_path)
-        requests = sample_requests(DatasetArgs.from_cli_args(args), tokenizer)
+        requests = _sample(args, tokenizer)
         backend = BACKENDS[args.backend](options.request_options(args, model))
         run = _Run(args, client, requests, backend)
         outcomes, duration = await run.measure()
@@ -138,6 +139,13 @@ async def _find_model(args: argparse.Namespace, client: HttpClient) -> tuple[str
         raise ConfigError(
             f"the server names no model ({error!r}); set --model and --tokenizer"
         ) from error
+
+
+def _sample(args: argparse.Namespace, tokenizer: Any) -> list[BenchRequest]:
+    dataset = DatasetArgs.from_cli_args(args)
+    if args.dataset_name in IMAGE_DATASETS:
+        return sample_image_requests(dataset, ImageArgs.from_cli_args(args), tokenizer)
+    return sample_requests(dataset, tokenizer)
 
 
 def _load_tokenizer(path: str) -> Any:

@@ -47,13 +47,14 @@ tint, background and exact places are drawn anew each time, in training and in t
 - `picture_colour`, `picture_shape`, `picture_position`, `picture_relation`, `picture_yes_no`,
   `picture_describe`: one to four figures, no two alike. `picture_count`: one to nine.
 - `picture_number`: one to four digits. `picture_sum`: a printed sum or difference up to 99.
-- `picture_choice`, `choice`: two to four options, with and without a picture; the answer is a letter.
+- `picture_choice`, `choice`: two to four options, with and without a picture; the answer is a letter
+  or, where the letter alone is not asked for, a sentence that ends with it.
 - `several_pictures`: two or three pictures in one question. `no_picture`: asked without one.
 - In `choice`, what is held out is the pair of numbers, or the options that stand together.
 
 ## Accuracy
 
-Greedy decoding through transformers; an answer counts when the whole text is right. The questions
+Greedy decoding, through transformers; an answer counts when the whole text is right. The questions
 are drawn with a seed that was not looked at during training.
 
 {claims}

@@ -192,12 +192,12 @@ _PICTURE_WEIGHTS = {
     "picture_colour": 1.0,
     "picture_shape": 1.0,
     "picture_count": 2.5,
-    "picture_position": 1.5,
+    "picture_position": 2.0,
     "picture_relation": 1.5,
     "picture_yes_no": 1.5,
-    "picture_describe": 3.5,
+    "picture_describe": 3.0,
     "picture_number": 2.5,
-    "picture_sum": 1.5,
+    "picture_sum": 2.0,
 }
 # skill -> (generator, weight in the share of training that is not the text demo's)
 SKILLS: dict[str, tuple[Callable[[random.Random], Question | None], float]] = {
@@ -205,9 +205,9 @@ SKILLS: dict[str, tuple[Callable[[random.Random], Question | None], float]] = {
         skill: (_one_picture(skill, draw, ask), _PICTURE_WEIGHTS[skill])
         for skill, (draw, ask) in PICTURE_SKILLS.items()
     },
-    "picture_choice": (_one_picture("picture_choice", draw_picture, picture_choice), 2.5),
-    "several_pictures": (_several, 1.0),
-    "choice": (_choice, 1.5),
+    "picture_choice": (_one_picture("picture_choice", draw_picture, picture_choice), 3.0),
+    "several_pictures": (_several, 1.5),
+    "choice": (_choice, 2.0),
     "no_picture": (_no_picture, 0.2),
     **{skill: (_text(skill), 0.0) for skill in text_data.SKILLS},
 }

@@ -27,7 +27,7 @@ from transformers import (  # noqa: E402
 )
 
 WATCH_SEED, REPORT_SEED = 0, 3  # questions looked at during training, and those reported
-_BATCH = 25
+_BATCH = 50
 
 
 def main() -> None:

@@ -36,6 +36,11 @@ def unique(scene: Scene, attribute: str) -> list[Figure]:
     return [figure for figure in scene.figures if counts[getattr(figure, attribute)] == 1]
 
 
+def listed(names: list[str]) -> str:
+    """The names as a list in a sentence."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
 def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
@@ -113,6 +118,7 @@ def _plural(noun: str, count: int) -> str:
 
 
 def count(rng: random.Random, picture: Picture) -> Asked | None:
+    """How many there are, counted place by place before the number is said."""
     if not isinstance(picture, Scene):
         return None
     noun, figures = _count_subject(rng, picture)
@@ -125,7 +131,11 @@ def count(rng: random.Random, picture: Picture) -> Asked | None:
     )
     number = len(figures)
     verb = "is" if number == 1 else "are"
-    return question, f"There {verb} {number} {_plural(noun, number)}."
+    told = f"There {verb} {number} {_plural(noun, number)}."
+    if not figures:
+        return question, told
+    counted = ", ".join(f"{i} {PLACES[f.place][0]}" for i, f in enumerate(figures, 1))
+    return question, f"{counted}. {told}"
 
 
 def position(rng: random.Random, picture: Picture) -> Asked | None:
@@ -165,7 +175,7 @@ def _what_is_where(rng: random.Random, scene: Scene) -> Asked:
 
 
 def relation(rng: random.Random, picture: Picture) -> Asked | None:
-    """Whether one figure is left of, right of, above or below another."""
+    """Whether one figure is left of, right of, above or below another; their places come first."""
     if not isinstance(picture, Scene) or len(picture.figures) < 2:
         return None
     names = {figure.shape: figure for figure in unique(picture, "shape")}
@@ -189,13 +199,14 @@ def relation(rng: random.Random, picture: Picture) -> Asked | None:
         b=other,
         w=word,
     )
-    said = "Yes, the {} is {} the {}." if holds else "No, the {} is not {} the {}."
-    return question, said.format(one, word, other)
+    where, where2 = (PLACES[names[n].place][1] for n in (one, other))
+    verdict = "yes" if holds else "no"
+    return question, f"The {one} is {where}, the {other} {where2}, so {verdict}."
 
 
 def yes_no(rng: random.Random, picture: Picture) -> Asked | None:
-    """Whether there is such a figure."""
-    if not isinstance(picture, Scene):
+    """Whether there is such a figure; what there is comes first."""
+    if not isinstance(picture, Scene) or len(picture.figures) > 5:
         return None
     figure = rng.choice(picture.figures)
     by = rng.choice(("shape", "colour", "both", "both"))
@@ -220,7 +231,8 @@ def yes_no(rng: random.Random, picture: Picture) -> Asked | None:
         "Does the picture show {a}?",
         a=article(name),
     )
-    return question, f"Yes, there is {article(name)}." if holds else f"No, there is no {name}."
+    seen = listed([article(figure.name) for figure in picture.figures])
+    return question, f"I see {seen}, so {'yes' if holds else 'no'}."
 
 
 def describe(rng: random.Random, picture: Picture) -> Asked | None:
@@ -235,8 +247,7 @@ def describe(rng: random.Random, picture: Picture) -> Asked | None:
         return question, f"I see {shown(picture)}."
     if len(picture.figures) > 5:
         return None
-    parts = [f"{article(f.name)} {PLACES[f.place][1]}" for f in picture.figures]
-    told = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    told = listed([f"{article(f.name)} {PLACES[f.place][1]}" for f in picture.figures])
     return question, f"I see {told}."
 
 

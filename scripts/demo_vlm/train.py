@@ -248,7 +248,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0, help="end after this time, if given")
     parser.add_argument("--rows", type=int, default=48, help="rows of 384 tokens per step")
     parser.add_argument("--pictures", type=int, default=168, help="most pictures per step")
-    parser.add_argument("--lr", type=float, default=1.3e-3)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--hold", type=float, default=0.4, help="share of steps before the fall")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

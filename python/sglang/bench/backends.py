@@ -39,7 +39,9 @@ class Outcome:
     itls: list[float] = dataclasses.field(default_factory=list)
     text: str = ""
     output_len: int = 0
+    vision_len: int = 0  # tokens that the server counted for pictures and the template around them
     error: str = ""
+    has_pictures: bool = False
     _last_arrival: float = 0.0
 
     @property
@@ -84,9 +86,11 @@ class NativeBackend:
         options = self._options
         if _is_messages(request.prompt):
             raise ConfigError("/generate takes no chat messages; add --apply-chat-template")
+        media = {"image_data": list(request.images)} if request.images else {}
         key = "text" if isinstance(request.prompt, str) else "input_ids"
         return {
             key: request.prompt,
+            **media,
             "sampling_params": {
                 "temperature": 0.0,
                 "max_new_tokens": request.output_len,
@@ -100,6 +104,7 @@ class NativeBackend:
 
     def read(self, answer: dict[str, Any], outcome: Outcome, now: float) -> None:
         info = answer["meta_info"]
+        _note_pictures(outcome, info.get("prompt_tokens"))
         outcome.text = answer.get("text") or outcome.text
         outcome.tokens_arrived(info["completion_tokens"] - outcome.output_len, now)
         reason = info.get("finish_reason")
@@ -133,6 +138,7 @@ class CompletionsBackend:
         outcome.text += text
         usage = answer.get("usage") or {}
         counted = usage.get("completion_tokens")
+        _note_pictures(outcome, usage.get("prompt_tokens"))
         if counted is not None and (text or outcome.output_len == 0 or not self._options.stream):
             outcome.tokens_arrived(counted - outcome.output_len, now)
         elif counted is not None:  # the closing total, after the last token
@@ -141,6 +147,8 @@ class CompletionsBackend:
             outcome.tokens_arrived(1, now)
 
     def _prompt_fields(self, request: BenchRequest) -> dict[str, Any]:
+        if request.images:
+            raise ConfigError("/v1/completions takes no pictures; use another --backend")
         if _is_messages(request.prompt):
             raise ConfigError("/v1/completions takes no chat messages; add --apply-chat-template")
         fields: dict[str, Any] = {"prompt": request.prompt, "max_tokens": request.output_len}
@@ -156,7 +164,7 @@ class ChatBackend(CompletionsBackend):
     path = "/v1/chat/completions"
 
     def _prompt_fields(self, request: BenchRequest) -> dict[str, Any]:
-        messages = request.prompt
+        messages: Any = request.messages or request.prompt
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         elif not _is_messages(messages):
@@ -192,6 +200,7 @@ async def send(
     """Put one request and wait for its end. A failure of the server or the network is an outcome, not an exception."""
     body = backend.body(request)
     outcome = Outcome(prompt_len=request.prompt_len, started=time.perf_counter())
+    outcome.has_pictures = bool(request.images)
     try:
         await asyncio.wait_for(
             _exchange(client, backend, body, outcome, stream), timeout=REQUEST_TIMEOUT
@@ -221,6 +230,11 @@ async def _exchange(
             _note(backend, json.loads(data), outcome)
     if not is_done and not outcome.error:
         outcome.error = "the stream ended early"
+
+
+def _note_pictures(outcome: Outcome, prompt_tokens: int | None) -> None:
+    if outcome.has_pictures and prompt_tokens:
+        outcome.vision_len = max(prompt_tokens - outcome.prompt_len, 0)
 
 
 def _note(backend: Backend, answer: dict[str, Any], outcome: Outcome) -> None:

@@ -25,11 +25,16 @@ DEFAULT_CUSTOM_OUTPUT_LEN = 256
 
 @dataclasses.dataclass(frozen=True)
 class BenchRequest:
-    """One prompt (text, token ids or chat messages); lengths in tokens."""
+    """One prompt (text, token ids or chat messages); lengths in tokens, without pictures.
+
+    With pictures (`images`: data URLs), `messages` is the same for chat routes.
+    """
 
     prompt: Prompt
     prompt_len: int
     output_len: int
+    messages: Messages | None = None
+    images: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass

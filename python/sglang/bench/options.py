@@ -9,6 +9,7 @@ from typing import Any
 
 from sglang.bench.backends import BACKENDS, RequestOptions
 from sglang.bench.datasets import DatasetArgs
+from sglang.bench.image_datasets import IMAGE_DATASETS, ImageArgs
 from sglang.srt.utils.errors import ConfigError
 
 LATER_BACKENDS = ("trt", "gserver", "truss")
@@ -29,13 +30,6 @@ _LATER_FLAGS: dict[str, tuple[str, ...]] = {
         "profile-prefill-url",
         "profile-decode-url",
     ),
-    "image datasets": (
-        "image-count",
-        "image-resolution",
-        "random-image-count",
-        "image-format",
-        "image-content",
-    ),
     "trace replay": (
         "use-trace-timestamps",
         "mooncake-slowdown-factor",
@@ -47,7 +41,7 @@ _LATER_FLAGS: dict[str, tuple[str, ...]] = {
     "routed experts": ("return-routed-experts",),
     "plots in the terminal": ("plot-throughput",),
 }
-_LATER_DATASETS = ("image", "mmmu", "mooncake")
+_LATER_DATASETS = ("mooncake",)
 
 
 class _NotYet(argparse.Action):
@@ -69,7 +63,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     DatasetArgs.add_cli_args(parser)
     for action in parser._actions:
         if action.dest == "dataset_name" and action.choices is not None:
-            action.choices = [*action.choices, *_LATER_DATASETS]
+            action.choices = [*action.choices, *IMAGE_DATASETS, *_LATER_DATASETS]
+    ImageArgs.add_cli_args(parser)
     _add_traffic(parser)
     _add_output(parser)
     for name in (name for names in _LATER_FLAGS.values() for name in names):

@@ -18,11 +18,13 @@ BLOCK_WIDTH = 50
 # (label, key) of one line; a line whose key is missing or None is left out.
 Line = tuple[str, str]
 
+_VISION = "total_input_vision_tokens"  # shown where there are pictures
 _GENERAL: list[Line] = [
     ("Successful requests:", "completed"),
     ("Benchmark duration (s):", "duration"),
     ("Total input tokens:", "total_input_tokens"),
     ("Total input text tokens:", "total_input_text_tokens"),
+    ("Total input vision tokens:", _VISION),
     ("Total generated tokens:", "total_output_tokens"),
     ("Total generated tokens (retokenized):", "total_output_tokens_retokenized"),
     ("Request throughput (req/s):", "request_throughput"),
@@ -56,15 +58,17 @@ def compute_metrics(
     retokenized = sum(
         n for n, outcome in zip(retokenized_lens, outcomes, strict=True) if outcome.success
     )
-    inputs = sum(outcome.prompt_len for outcome in good)
+    words = sum(outcome.prompt_len for outcome in good)
+    pictures = sum(outcome.vision_len for outcome in good)
+    inputs = words + pictures
     outputs = sum(outcome.output_len for outcome in good)
     span = max(duration, 1e-9)
     record: dict[str, Any] = {
         "duration": duration,
         "completed": len(good),
         "total_input_tokens": inputs,
-        "total_input_text_tokens": inputs,
-        "total_input_vision_tokens": 0,
+        "total_input_text_tokens": words,
+        "total_input_vision_tokens": pictures,
         "total_output_tokens": outputs,
         "total_output_tokens_retokenized": retokenized,
         "request_throughput": len(good) / span,
@@ -120,7 +124,7 @@ def format_block(record: dict[str, Any], title: str = " Serving Benchmark Result
         format_line("Traffic request rate:", rate),
         format_line("Max request concurrency:", "not set" if limit is None else limit),
     ]
-    lines += [format_line(label, record[key]) for label, key in _GENERAL if _is_set(record, key)]
+    lines += [format_line(label, record[key]) for label, key in _GENERAL if _is_shown(record, key)]
     for title, short, key, statistics in _LATENCIES:
         lines.append(title.center(BLOCK_WIDTH, "-"))
         for statistic in statistics:
@@ -170,5 +174,5 @@ def _statistics(name: str, seconds: list[float], percentiles: tuple[int, ...]) -
     return {f"{statistic}_{name}_ms": float(value) for statistic, value in found.items()}
 
 
-def _is_set(record: dict[str, Any], key: str) -> bool:
-    return record.get(key) is not None
+def _is_shown(record: dict[str, Any], key: str) -> bool:
+    return record.get(key) is not None and (key != _VISION or record[key] > 0)

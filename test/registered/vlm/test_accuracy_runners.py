@@ -13,6 +13,7 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
+from sglang import bench_serving
 from sglang.test import twin_servers
 
 _BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmark"
@@ -86,6 +87,26 @@ class TestAccuracyRunners(twin_servers.ComparedWithTransformers):
         self.assertIn("subject: arithmetic, #q: 40, acc:", printed)
         rows = json.loads(Path("results", "answers.json").read_text())
         self.assertEqual({row["subject"] for row in rows}, {"arithmetic"})
+
+    def test_pictures_are_measured(self) -> None:
+        """`bench_serving` with pictures: every request is answered, and the server's count of tokens is in the record."""
+        flags = "--num-prompts 4 --random-input-len 20 --random-output-len 3 --disable-tqdm".split()
+        flags += ["--base-url", self.base_url, "--output-file", "bench.jsonl"]
+        pictures = "--dataset-name image --image-count 2 --image-resolution 64x48".split()
+        self.run_script("mmmu", "generate", ["data", "--num-items", "4"])
+        questions = ["--dataset-name", "mmmu", "--dataset-path", "data"]
+        for backend in ("sglang", "sglang-oai-chat"):
+            for dataset in (pictures, questions):
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    code = bench_serving.main(["--backend", backend, *dataset, *flags])
+                self.assertEqual(code, 0, out.getvalue())
+                self.assertIn("Total input vision tokens:", out.getvalue())
+        rows = [json.loads(line) for line in Path("bench.jsonl").read_text().splitlines()]
+        self.assertEqual([row["completed"] for row in rows], [4] * 4)
+        # Both routes render the same template.
+        vision = [row["total_input_vision_tokens"] for row in rows]
+        self.assertEqual(vision[:2], vision[2:])
+        self.assertGreaterEqual(vision[0], 4 * 2)
 
 
 if __name__ == "__main__":

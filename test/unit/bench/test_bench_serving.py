@@ -154,12 +154,10 @@ def test_no_server(bench, capsys):
     [
         "--lora-name a",
         "--profile",
-        "--image-count 3",
         "--use-trace-timestamps",
         "--gsp-num-turns 2",
         "--backend trt",
         "--dataset-name mooncake",
-        "--dataset-name mmmu",
     ],
 )
 def test_later_subjects_are_named(flags, capsys):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.media_published import published_names
 from sglang.verify.tiny import CONFIG_FOLDER, build_reference, tiny_config, write_tiny
 
 
@@ -19,6 +20,8 @@ from sglang.verify.tiny import CONFIG_FOLDER, build_reference, tiny_config, writ
 def test_every_stored_configuration_builds_and_is_found_by_architecture(path: Path) -> None:
     raw = tiny_config(path.stem)
     assert tiny_config(raw["architectures"][0]) == raw
+    names = published_names(raw)  # where transformers has the model under other ones
+    raw = raw if names is None else names.config(raw)
     config, text = build_reference(raw).config, raw.get("text_config")
     vocab_size = config.get_text_config().vocab_size if text else config.vocab_size
     assert vocab_size == (text or raw)["vocab_size"]
