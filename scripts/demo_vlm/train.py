@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 _LOG_EVERY = 50
 _WARM_UP = 300
+_COMMAND = "python scripts/demo_vlm/train.py --out python/sglang/demo_vlm"
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ class Trainer:
             "minutes": self.done["seconds"] / 60,
             "device": f"one {torch.cuda.get_device_name()}" if args.device == "cuda" else "CPU",
             "commit": args.commit,
-            "command": "python scripts/demo_vlm/train.py --out python/sglang/demo_vlm",
+            "command": f"{_COMMAND} --steps {self.done['steps']}",
             "note": f"\n{args.note}\n" if args.note else "",
         }
         publish(self._rounded(), self.tokenizer, args.out, scores, per_skill, facts)
@@ -244,7 +245,7 @@ def _parse_args() -> argparse.Namespace:
         default=_ROOT / "python" / "sglang" / "demo_model",
         help="folder of the tokenizer to extend",
     )
-    parser.add_argument("--steps", type=int, default=9600)
+    parser.add_argument("--steps", type=int, default=21000)
     parser.add_argument("--seconds", type=float, default=0, help="end after this time, if given")
     parser.add_argument("--rows", type=int, default=48, help="rows of 384 tokens per step")
     parser.add_argument("--pictures", type=int, default=168, help="most pictures per step")

@@ -2,7 +2,9 @@
 
     python scripts/playground/reference_hf.py --model-path M --dtype float32 --device cpu
 
-Per prompt: the logits of the last prompt position, then the prompt with its greedy continuation.
+    python scripts/playground/reference_hf.py --model-path M --model-type vlm --image picture.png
+
+Per prompt (per image): the logits of the last prompt position, then the prompt with its greedy continuation.
 """
 
 from __future__ import annotations
@@ -14,17 +16,16 @@ from typing import Any
 from sglang.test.prompts import CORRECTNESS_PROMPTS
 
 DEFAULT_MODEL = "TinyLlama/TinyLlama-1.1B-Chat-v0.4"
+QUESTION = "What is in this image?"
 MODEL_TYPES = {"text": "text", "vlm": "vlm", "mllm": "vlm"}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if MODEL_TYPES[args.model_type] == "vlm":
-        sys.exit(
-            f"--model-type {args.model_type} is not available yet: this version serves text models only; "
-            "use --model-type text"
-        )
-    run_text(args)
+        run_vlm(args)
+    else:
+        run_text(args)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +38,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=_positive, default=16)
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    parser.add_argument("--image", help="image file, for --model-type vlm")
+    parser.add_argument(
+        "--image",
+        action="append",
+        help="image file for --model-type vlm, several times for several",
+    )
+    parser.add_argument("--question", default=QUESTION, help="for --model-type vlm")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code of the checkpoint"
     )
@@ -78,6 +84,29 @@ def run_text(args: argparse.Namespace) -> None:
         print(f"\n========== Prompt {index} ==========")
         print("prefill logits (final)", logits)
         print(tokenizer.decode(output_ids[0]), "\n")
+
+
+def run_vlm(args: argparse.Namespace) -> None:
+    """Every image with the question; a drawn picture without --image."""
+    import torch
+    from PIL import Image
+
+    from sglang.test.hf_media import HFMediaModel
+    from sglang.test.media_files import draw
+
+    try:
+        images = [Image.open(path).convert("RGB") for path in args.image or []]
+    except OSError as error:
+        sys.exit(f"--image: {error}")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = HFMediaModel(args.model_path, args.dtype, device, args.trust_remote_code)
+    parts = [{"type": "image"}, {"type": "text", "text": args.question}]
+    prompt = model.render([{"role": "user", "content": parts}])
+    for index, image in enumerate(images or [draw("circle", "red")]):
+        answer = model.answer(prompt, [image], max_new_tokens=args.max_new_tokens, ignore_eos=True)
+        print(f"\n========== Image {index} ==========")
+        print("prefill logits (final)", answer.final_logits)
+        print(prompt + answer.text, "\n")
 
 
 def _positive(text: str) -> int:

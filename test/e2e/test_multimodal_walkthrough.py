@@ -27,7 +27,6 @@ openai = pytest.importorskip("openai")
 
 TOP = 10  # logprobs that are compared
 QUESTION = "What is this?"
-Ask = Callable[[str, bool], Any]
 
 
 def picture(seed: int) -> Any:

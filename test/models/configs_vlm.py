@@ -73,8 +73,8 @@ VLM_CASES: dict[str, MediaCase] = {
     "qwen2-5-vl-windows-only": MediaCase(
         _QWEN2_5_VL, vision={"fullatt_block_indexes": [], "window_size": 112}
     ),
-    "gemma3": MediaCase("Gemma3ForConditionalGeneration"),
-    "gemma3-untied": MediaCase(
+    "gemma3-images": MediaCase("Gemma3ForConditionalGeneration"),
+    "gemma3-images-untied": MediaCase(
         "Gemma3ForConditionalGeneration",
         text={"rope_parameters": _GEMMA3_ROPE},
         vision={"image_size": 84},

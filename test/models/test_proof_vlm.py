@@ -180,13 +180,13 @@ def test_the_tower_runs_once_for_the_same_image(
 
 @pytest.fixture
 def gemma3(tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
-    raw = VLM_CASES["gemma3"].config()
+    raw = VLM_CASES["gemma3-images"].config()
     folder = write_media_config(raw, tmp_path_factory.mktemp("gemma3"))
     return MediaProof(str(folder), require_family(raw["architectures"]), raw)
 
 
 def _gemma3_form(name: str) -> Form:
-    return next(form for form in media_forms(PROMPTS["gemma3"]) if form.name == name)
+    return next(form for form in media_forms(PROMPTS["gemma3-images"]) if form.name == name)
 
 
 def test_images_that_see_only_what_is_before_are_noticed(

@@ -50,6 +50,39 @@ def test_prints_logits_and_greedy_text(
 
 
 @pytest.mark.parametrize("model_type", ["vlm", "mllm"])
-def test_other_model_types_say_so(script: ModuleType, model_type: str) -> None:
-    with pytest.raises(SystemExit, match="not available yet.*use --model-type text"):
-        script.main(["--model", "anything", "--model-type", model_type])
+def test_images_are_shown_to_models_that_see(
+    script: ModuleType, model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The logits are those of the model behind its own prompt, and other pictures give others."""
+    from sglang.test.hf_media import HFMediaModel
+    from sglang.test.media_files import draw
+    from sglang.test.tiny_vlm import write_vlm_twin
+
+    folder = write_vlm_twin(tmp_path / "model")
+    images = [draw("circle", "red"), draw("square", "blue")]
+    flags = ["--dtype", "float32", "--device", "cpu", "--max-new-tokens", "3"]
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+        flags += ["--image", str(tmp_path / f"{index}.png")]
+    script.main(["--model", folder, "--model-type", model_type, *flags])
+    printed = capsys.readouterr().out
+    model = HFMediaModel(folder)
+    parts = [{"type": "image"}, {"type": "text", "text": script.QUESTION}]
+    prompt = model.render([{"role": "user", "content": parts}])
+    shown = []
+    for index, image in enumerate(images):
+        section = printed.partition(f"========== Image {index} ==========\n")[2]
+        assert section.startswith("prefill logits (final) tensor([")
+        numbers = section.partition("tensor([")[2].partition("])")[0].replace("\n", " ").split(",")
+        shown.append(torch.tensor([float(number) for number in numbers if "..." not in number]))
+        answer = model.answer(prompt, [image], max_new_tokens=3, ignore_eos=True)
+        assert torch.allclose(shown[-1], answer.final_logits, atol=1e-4)
+        assert prompt + answer.text in section
+    assert not torch.allclose(shown[0], shown[1], atol=1e-2)
+
+
+def test_an_image_that_is_none(script: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("no picture")
+    with pytest.raises(SystemExit, match="--image: cannot identify"):
+        script.main(["--model", "anything", "--model-type", "vlm", "--image", str(path)])

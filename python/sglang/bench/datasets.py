@@ -112,7 +112,8 @@ class PromptMaker:
         self._args = args
         self._tokenizer = tokenizer
         self.rng = np.random.default_rng(args.seed)
-        special = set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.items()  # placeholders of pictures among them
+        special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
         self._vocabulary = np.array([i for i in range(len(tokenizer)) if i not in special])
 
     def lengths(self, longest: int, ratio: float, count: int) -> list[int]:

@@ -90,9 +90,12 @@ def _request(tokenizer: Any, text: str, urls: list[str], output_len: int) -> Ben
             [{"role": "user", "content": [*({"type": "image"} for _ in urls), words]}],
             add_generation_prompt=True,
             tokenize=False,
-        ).removeprefix(tokenizer.bos_token or "")
+        )
     except ValueError:  # the server may have one of its own
         prompt = text
+    first = tokenizer.bos_token_id
+    if first is not None and tokenizer.encode(prompt)[:2] == [first, first]:
+        prompt = prompt.removeprefix(tokenizer.bos_token)  # the server adds it again
     length = len(tokenizer.encode(text, add_special_tokens=False))
     messages = [{"role": "user", "content": [*parts, words]}]
     return BenchRequest(prompt, length, output_len, messages=messages, images=tuple(urls))

@@ -10,10 +10,11 @@ import importlib.metadata
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.configs.model_config import ModelConfig, is_multimodal_model
+from sglang.srt.environ import envs
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.models.registry import FALLBACK_ARCH, ModelRegistry
 from sglang.srt.utils.errors import ConfigError
@@ -173,6 +174,7 @@ class Verification:
             self._folder = fetch_checkpoint(options.model, options.revision)
             made = ""
         config = self._model_config()
+        _let_media_in(config.architectures)
         cls, name = get_model_architecture(config)
         label = ModelRegistry.source_of(name).label
         served = f"{', '.join(config.architectures)} is served by {cls.__module__}:{cls.__name__} ({label})"
@@ -319,6 +321,13 @@ def describe_error(error: BaseException) -> str:
     """One sentence about an exception: its message when it is meant for users, else with its type."""
     text = str(error).strip() or "no message"
     return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def _let_media_in(architectures: Sequence[str]) -> None:
+    """A plug-in's class that extends one with media takes them too: here, and in the processes of the ranks."""
+    if family_of(architectures) is not None and not is_multimodal_model(architectures):
+        variable = envs.SGLANG_EXTERNAL_MM_MODEL_ARCH
+        variable.set((*variable.get(), *architectures))
 
 
 def _prove(proof: Proof, form: Form) -> FormResult:

@@ -33,7 +33,11 @@ def seeing(tokenizer: Any) -> Any:
 def sample(tokenizer: Any, **values: Any) -> list[BenchRequest]:
     images = ImageArgs(**{"image_resolution": "24x32", **values})
     args = DatasetArgs(
-        dataset_name="image", num_prompts=5, random_input_len=10, random_output_len=4
+        dataset_name="image",
+        num_prompts=5,
+        random_input_len=10,
+        random_output_len=4,
+        random_range_ratio=1.0,
     )
     return sample_image_requests(args, images, tokenizer)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.torch_runs import RowSpan, StepRuns, split_runs
+from sglang.srt.layers.attention.torch_runs import PoolHeads, RowSpan, StepRuns, split_runs
 
 KV_HEADS, DIM, NUM_SLOTS = 2, 8, 2048
 SCALE = DIM**-0.5
@@ -37,7 +37,7 @@ def _run_step(slots_of, new_lens, heads=4):
         row += num_new
     new = torch.cat(fresh)
     runs = StepRuns(spans)
-    got = runs.attend(q, (k[new], v[new]), (k, v), SCALE)
+    got = runs.attend(q, (k[new], v[new]), PoolHeads(k, v, heads), SCALE)
     torch.testing.assert_close(got.double(), torch.cat(want), rtol=1e-5, atol=1e-5)
     return runs
 

@@ -134,7 +134,7 @@ def test_architecture_selection(tmp_path: Path, arch: str, model_impl: str, expe
         ("MadeUpForCausalLM", "transformers"),
         ("HeliumForCausalLM", "sglang"),
         (
-            "LlavaForConditionalGeneration",
+            "PaliGemmaForConditionalGeneration",
             "auto",
         ),  # transformers has it, but not as a text generator
         ("BloomForCausalLM", "auto"),  # its attention cannot be routed

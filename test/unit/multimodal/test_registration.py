@@ -65,6 +65,17 @@ def test_an_installed_plugin(tmp_path, monkeypatch):
     assert names()["CustomQwen2VL"] == "CustomProcessor"
 
 
+def test_a_plugins_name_says_which_architecture_takes_media(monkeypatch):
+    from sglang.srt.configs import model_config
+
+    assert not model_config.is_multimodal_model(["CustomQwen2VL"])
+    points = [Plugin("CustomQwen2VL", "a_package_that_is_not_imported", "", "")]
+    plugins = {"sglang.processors": points}
+    monkeypatch.setattr(model_config, "find_plugins", lambda group: plugins[group])
+    assert model_config.is_multimodal_model(["CustomQwen2VL"])
+    assert not model_config.is_multimodal_model(["LlamaForCausalLM"])
+
+
 def test_later_packages_override_by_name_only_when_asked(tmp_path, monkeypatch):
     PROCESSOR_MAPPING["CustomQwen2VL"] = BaseMultimodalProcessor
     write_package(tmp_path, "custom_vlm_c")

@@ -1,4 +1,4 @@
-"""The way of q, k and v from their projection to attention, where a GPU does it in one kernel.
+"""The way of q, k and v from their projection to attention, in one go: one kernel on a GPU, one pass over q and k on a CPU.
 
 Layers call `norm_rope_and_store` first and go their own way, norm by norm, when it declines.
 """
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.layernorm import RMSNorm, rms_normalize
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding, apply_rotation
 from sglang.srt.layers.triton_ops import has_triton
 
 _DIMS = (32, 64, 128, 256)
@@ -33,7 +33,10 @@ def norm_rope_and_store(
     True: done, q and k in place, and attention must not write to the cache again. False: nothing was changed, because the device,
     the dtype, the kind of norm or rotation, or the pool asks for the separate layers. The result is the same either way.
     """
-    if not q.is_cuda or not has_triton():
+    on_gpu = q.is_cuda and has_triton()
+    # In float32, in which models are compared with their reference, every norm is called by itself.
+    on_cpu = q.is_cpu and q.dtype != torch.float32 and _are_neighbours(q, k)
+    if not (on_gpu or on_cpu):
         return False
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
@@ -48,6 +51,11 @@ def norm_rope_and_store(
     )
     if not suits:
         return False
+    if on_cpu:
+        _norm_and_rotate(positions, q, k, attn, rotary_emb, q_norm, k_norm)
+        k, v = (part.view(len(part), -1, attn.qk_head_dim) for part in (k, v))
+        pool.set_kv_buffer(attn, forward_batch.out_cache_loc, k, v)
+        return True
     from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
 
     norm = None
@@ -64,6 +72,33 @@ def norm_rope_and_store(
         forward_batch.out_cache_loc,
     )
     return True
+
+
+def _are_neighbours(q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether q and k are columns of one projection, side by side."""
+    follows = k.data_ptr() == q.data_ptr() + q.shape[-1] * q.element_size()
+    return q.dim() == 2 and follows and q.stride() == k.stride() and q.stride(1) == 1
+
+
+def _norm_and_rotate(
+    positions: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    attn: RadixAttention,
+    rotary_emb: RotaryEmbedding,
+    q_norm: RMSNorm | None,
+    k_norm: RMSNorm | None,
+) -> None:
+    """q and k, which lie side by side, in place and in float32 inside."""
+    num_heads, head_dim = attn.tp_q_head_num + attn.tp_k_head_num, attn.qk_head_dim
+    heads = q.as_strided((len(q), num_heads, head_dim), (q.stride(0), head_dim, 1))
+    x = heads.float()
+    if q_norm is not None and k_norm is not None:
+        x = rms_normalize(x, q_norm.variance_epsilon)
+        x[:, : attn.tp_q_head_num].mul_(q_norm.weight)
+        x[:, attn.tp_q_head_num :].mul_(k_norm.weight)
+    cos_sin = rotary_emb.cos_sin_cache.index_select(0, positions)
+    heads.copy_(apply_rotation(x, cos_sin, rotary_emb.is_neox_style))
 
 
 def _suits_rope(rotary_emb: Any, attn: RadixAttention) -> bool:

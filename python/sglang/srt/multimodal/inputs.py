@@ -163,7 +163,11 @@ class MultimodalInputs:
         items = [item for item in obj["mm_items"] if item.is_valid()]
         for item in items:
             item.set_pad_value()
-        known = {f.name for f in fields(MultimodalInputs)} - {"mm_items", "unfinished", "uncut_spans"}
+        known = {f.name for f in fields(MultimodalInputs)} - {
+            "mm_items",
+            "unfinished",
+            "uncut_spans",
+        }
         values = {key: value for key, value in obj.items() if key in known}
         return MultimodalInputs(mm_items=items, **values)
 

@@ -17,7 +17,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.fp8_reads import as_stored, decoded
 from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
-from sglang.srt.layers.attention.torch_runs import RowSpan, StepRuns
+from sglang.srt.layers.attention.torch_runs import PoolHeads, RowSpan, StepRuns
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
@@ -102,6 +102,7 @@ class TorchNativeAttnBackend(AttentionBackend):
     def __init__(self, attention_chunk_size: int | None = None) -> None:
         self.attention_chunk_size = attention_chunk_size
         self.forward_metadata: StepMetadata | None = None
+        self._heads_by_layer: dict[int, PoolHeads] = {}
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Start a step. No device synchronisation on a GPU, here or later."""
@@ -197,7 +198,8 @@ class TorchNativeAttnBackend(AttentionBackend):
         if _can_read_runs(q, k, v, layer, forward_batch, options):
             runs, window = metadata.runs, layer.sliding_window_size or -1
             if window <= 0 or runs.longest <= window + 1:
-                return runs.attend(q, (k, v), _buffers(layer, forward_batch), options.scale)
+                heads = self._pool_heads(layer, forward_batch)
+                return runs.attend(q, (k, v), heads, options.scale)
         out = q.new_empty(q.shape[0], layer.tp_q_head_num, layer.v_head_dim)
         call = _LayerCall(self, metadata, layer, forward_batch, options)
         for span in metadata.spans:
@@ -206,6 +208,14 @@ class TorchNativeAttnBackend(AttentionBackend):
             fresh_v = None if v is None or layer.is_cross_attention else v[rows]
             call.attend_span(span, q[rows], fresh_k, fresh_v, out[rows])
         return out.flatten(1)
+
+    def _pool_heads(self, layer: RadixAttention, forward_batch: ForwardBatch) -> PoolHeads:
+        keys, values = _buffers(layer, forward_batch)
+        heads = self._heads_by_layer.get(layer.layer_id)
+        if heads is None or heads.rows[0] is not keys:
+            heads = PoolHeads(keys, values, layer.tp_q_head_num)
+            self._heads_by_layer[layer.layer_id] = heads
+        return heads
 
     def _metadata(self) -> StepMetadata:
         assert self.forward_metadata is not None, "init_forward_metadata was not called"

@@ -83,10 +83,10 @@ class StepRuns:
         self,
         q: torch.Tensor,
         fresh: tuple[torch.Tensor, torch.Tensor],
-        pool: tuple[torch.Tensor, torch.Tensor],
+        pool: PoolHeads,
         scale: float,
     ) -> torch.Tensor:
-        """q [T, H, d], new keys and values [T, K, d], pool [slots, K, d] -> [T, H * d] in the dtype of q."""
+        """q [T, H, d], new keys and values [T, K, d] -> [T, H * d] in the dtype of q."""
         call = _LayerCall(q, fresh, pool, scale)
         out, lse = call.run(self.rounds[0])
         if len(self.rounds) == 1:
@@ -102,6 +102,15 @@ class StepRuns:
         return out.to(q.dtype).reshape(len(q), -1)
 
 
+class PoolHeads:
+    """The pool of one layer as attention takes it, to be made once: keys and values [slots, K, d], and both by query head."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_heads: int) -> None:
+        self.rows = (keys, values)
+        self.group = num_heads // keys.shape[1]
+        self.by_head = [by_query_head(part, self.group) for part in self.rows]
+
+
 class _LayerCall:
     """The tensors of one layer in one step."""
 
@@ -109,14 +118,13 @@ class _LayerCall:
         self,
         q: torch.Tensor,
         fresh: tuple[torch.Tensor, torch.Tensor],
-        pool: tuple[torch.Tensor, torch.Tensor],
+        pool: PoolHeads,
         scale: float,
     ) -> None:
-        self.num_kv_heads, self.head_dim = pool[0].shape[1:]
-        self.group = q.shape[1] // self.num_kv_heads
+        self.num_kv_heads, self.head_dim = pool.rows[0].shape[1:]
+        self.group = pool.group
         self.q = q.view(len(q), self.num_kv_heads, self.group, self.head_dim)
         self.fresh, self.pool, self.scale = fresh, pool, scale
-        self.by_head = [self._by_head(part) for part in pool]
 
     def run(self, part: Round) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, K, G, d] and the log-sum-exp [n, K, G] of all pieces."""
@@ -129,7 +137,7 @@ class _LayerCall:
     def _piece(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
         q = self.q[piece.rows]
         if piece.slots is None:
-            k, v = (self._by_head(part[piece.rows]) for part in self.fresh)
+            k, v = (by_query_head(part[piece.rows], self.group) for part in self.fresh)
             return self._unfolded(q, k, v, is_causal=True)
         k, v = self._keys(piece.slots)
         single = len(q) == 1 and (
@@ -139,16 +147,12 @@ class _LayerCall:
             return self._unfolded(q, k, v, is_causal=False)
         return self._folded(q, k, v)
 
-    def _by_head(self, part: torch.Tensor) -> torch.Tensor:
-        """[m, K, d] as [K, G, m, d]: the heads of a group share their keys without a copy."""
-        shape = (self.num_kv_heads, self.group, len(part), self.head_dim)
-        return part.transpose(0, 1).unsqueeze(1).expand(shape)
-
     def _keys(self, slots: Slots) -> list[torch.Tensor]:
         if isinstance(slots, slice):
             length = slots.stop - slots.start
-            return [part.narrow(2, slots.start, length) for part in self.by_head]
-        return [self._by_head(part.index_select(0, slots)) for part in self.pool]
+            return [part.narrow(2, slots.start, length) for part in self.pool.by_head]
+        gathered = (part.index_select(0, slots) for part in self.pool.rows)
+        return [by_query_head(part, self.group) for part in gathered]
 
     def _folded(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -168,6 +172,12 @@ class _LayerCall:
         """One attention per query head."""
         out, lse = _flash(q.permute(1, 2, 0, 3), k, v, is_causal, self.scale)
         return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
+
+
+def by_query_head(part: torch.Tensor, group: int) -> torch.Tensor:
+    """[m, K, d] as [K, G, m, d]: the heads of a group share their keys without a copy."""
+    num_rows, num_kv_heads, head_dim = part.shape
+    return part.transpose(0, 1).unsqueeze(1).expand(num_kv_heads, group, num_rows, head_dim)
 
 
 def split_runs(slots: SlotRow) -> list[Slots]:
