@@ -40,7 +40,7 @@ _IRONING = ("iron", "hang", "cloth", "holding")
 _MAN = ("man", "person", "driver", "individual")
 _PRESENTER = (*_MAN, "speaker", "presenter", "hand", "steve")
 _DEVICE = ("ipod", "device", "phone", "gadget")
-_PRESENTING = ("present", "examin", "display", "hold", "gestur", "speak", "show")
+_PRESENTING = ("present", "examine", "examining", "display", "hold", "gestur", "speak", "show")
 _SPEECH = ("thank you", "privilege", "leader", "science", "art")
 # Of every group one word must be in the answer.
 _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
