@@ -160,6 +160,8 @@ class Subject:
 
     @torch.inference_mode()
     def _poison(self) -> None:
+        """Nothing of an earlier session can help: neither what slots hold nor which slots rows name."""
+        self.runner.req_to_token_pool.req_to_token.zero_()
         pool, page_size = self.runner.token_to_kv_pool, self.config.page_size
         for layer_id in range(pool.start_layer, pool.start_layer + pool.layer_num):
             for buffer in pool.get_kv_buffer(layer_id):

@@ -119,9 +119,7 @@ class KernelArgs:
         None, "Captured batch sizes; unset: computed.", minimum=1
     )
     disable_cuda_graph: bool = flag(False, "Capture no graphs.")
-    disable_cuda_graph_padding: bool = flag(
-        False, "Replay a graph only at its exact batch size."
-    )
+    disable_cuda_graph_padding: bool = flag(False, "Replay a graph only at its exact batch size.")
     enable_profile_cuda_graph: bool = flag(False, "Profile the capture.", status=REFUSED, tier="T3")
     enable_cudagraph_gc: bool = flag(
         False, "Collect garbage during the capture.", status=REFUSED, tier="T3"
