@@ -127,7 +127,7 @@ MISFITS: list[tuple[Callable[[Tensors], Tensors], str]] = [
     ),
     (
         _with(f"{EXPERTS}.8.down_proj.weight", torch.zeros(64, 48)),
-        "shard 8.w2: expert 8 of a layer with 8 experts",
+        "shard 8.w2 (rule experts): expert 8 of a layer with 8 experts",
     ),
     (
         _with(f"{EXPERTS}.0.other_proj.weight", torch.zeros(64, 48)),
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     ("shape", "message"),
     [
         ((7, 96, 64), "shard 7.w1, 7.w3 of parameter"),
-        ((9, 96, 64), "shard 8.w3: expert 8 of a layer with 8 experts"),
+        ((9, 96, 64), "shard 8.w3 (rule experts): expert 8 of a layer with 8 experts"),
         ((8, 95, 64), "[47, 64] does not fit"),
         ((8, 96, 60), "[48, 60] does not fit"),
         ((96, 64), f"tensor {EXPERTS}.gate_up_proj belongs to no parameter"),
