@@ -1,4 +1,4 @@
-"""What a server's processes hold in memory: weights, KV cache in use and reserved, and the rest.
+"""What a server's processes hold in memory: weights, KV cache in memory and reserved, and the rest.
 
     python benchmark/cpu/memory.py [--models demo qwen3-0.6b] [--requests 16]
 
@@ -27,6 +27,7 @@ from servers import running_server
 
 MIB = 2**20
 ALLOWED_REST = 1024  # MiB beside weights and KV cache
+POPULATED_MIB = 2048  # `POPULATED_CACHE` of sglang.srt.platforms.cpu
 SAMPLE_SECONDS = 0.05
 PROMPT_LEN, OUTPUT_LEN = 512, 32
 SCHEMA = {
@@ -61,11 +62,12 @@ class Pools:
 
     def row(self, sample: Sample, kv_tokens: int) -> dict[str, float]:
         """The split of `sample`. Tokens that were computed stay in the prefix cache, so their KV is in use."""
-        kv_used = min(kv_tokens * self.kv_per_token, self.kv_reserved)
+        # The engine asks for the first part of the pool's memory before anybody uses it.
+        kv_used = min(max(kv_tokens * self.kv_per_token, POPULATED_MIB), self.kv_reserved)
         return {
             "PSS": sample.pss,
             "weights": self.weights,
-            "KV in use": kv_used,
+            "KV in memory": kv_used,
             "rest": sample.pss - self.weights - kv_used,
             "KV reserved": self.kv_reserved,
             "sum of RSS": sample.rss,

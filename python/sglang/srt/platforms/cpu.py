@@ -38,7 +38,7 @@ class CpuPlatform(Platform):
 
     def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
         """The first prompts need not wait for memory, which a virtual machine may be slow to give."""
-        populate_in_background(buffers, _POPULATED_CACHE)
+        populate_in_background(buffers, POPULATED_CACHE)
 
     def total_memory(self) -> int:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -73,7 +73,7 @@ class CpuPlatform(Platform):
         return torch.empty(shape, dtype=dtype)
 
 
-_POPULATED_CACHE = 2 * 2**30
+POPULATED_CACHE = 2 * 2**30
 
 # Parameters of mallopt(3) in glibc.
 _M_TRIM_THRESHOLD = -1
