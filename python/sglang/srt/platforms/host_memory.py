@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
 
 _POPULATE_WRITE = 23  # advice of madvise(2), since Linux 5.14
 _PAGE_BYTES = 4096
-_LOWEST_PRIORITY = 19
+# The kernel keeps other threads of the process from getting memory meanwhile, so it is asked in small steps.
+_STEP_BYTES = 4 << 20
+_STEP_PAUSE = 0.002
 
 
 def populate_in_background(tensors: Sequence[torch.Tensor], num_bytes: int) -> None:
@@ -25,11 +27,12 @@ def populate_in_background(tensors: Sequence[torch.Tensor], num_bytes: int) -> N
 
 
 def _populate(tensors: Sequence[torch.Tensor], num_bytes: int) -> None:
-    if sys.platform == "linux":  # where threads have priorities of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
     for tensor in tensors:
-        if not _populate_range(tensor.data_ptr(), min(num_bytes, tensor.nbytes)):
-            return
+        for start in range(0, min(num_bytes, tensor.nbytes), _STEP_BYTES):
+            size = min(_STEP_BYTES, num_bytes - start, tensor.nbytes - start)
+            if not _populate_range(tensor.data_ptr() + start, size):
+                return
+            time.sleep(_STEP_PAUSE)
 
 
 def _populate_range(address: int, num_bytes: int) -> bool:
