@@ -27,7 +27,7 @@ from servers import running_server
 
 MIB = 2**20
 ALLOWED_REST = 1024  # MiB beside weights and KV cache
-POPULATED_MIB = 2048  # `POPULATED_CACHE` of sglang.srt.platforms.cpu
+POPULATED_MIB = 256  # `POPULATED_CACHE` of sglang.srt.platforms.cpu
 SAMPLE_SECONDS = 0.05
 PROMPT_LEN, OUTPUT_LEN = 512, 32
 SCHEMA = {

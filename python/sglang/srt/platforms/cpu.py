@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sglang.srt.platforms.base import Platform
-from sglang.srt.platforms.host_memory import populate_in_background
+from sglang.srt.platforms.host_memory import populate
 
 
 class CpuPlatform(Platform):
@@ -38,7 +38,7 @@ class CpuPlatform(Platform):
 
     def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
         """The first prompts need not wait for memory, which a virtual machine may be slow to give."""
-        populate_in_background(buffers, POPULATED_CACHE)
+        populate(buffers, POPULATED_CACHE)
 
     def total_memory(self) -> int:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -73,7 +73,7 @@ class CpuPlatform(Platform):
         return torch.empty(shape, dtype=dtype)
 
 
-POPULATED_CACHE = 2 * 2**30
+POPULATED_CACHE = 256 * 2**20
 
 # Parameters of mallopt(3) in glibc.
 _M_TRIM_THRESHOLD = -1
