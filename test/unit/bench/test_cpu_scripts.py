@@ -140,13 +140,13 @@ def test_memory_is_split_into_weights_kv_and_the_rest():
     assert row == {
         "PSS": 2000.0,
         "weights": 512.0,
-        "KV in use": 256.0,
+        "KV in memory": 256.0,
         "rest": 1232.0,
         "KV reserved": 1024.0,
         "sum of RSS": 2500.0,
     }
     assert memory._verdict(row) == "no" and memory._verdict({"rest": 1024.0}) == "yes"
-    assert pools.row(sample, kv_tokens=10**6)["KV in use"] == 1024.0
+    assert pools.row(sample, kv_tokens=10**6)["KV in memory"] == 1024.0
 
 
 def test_memory_of_this_process_is_read():

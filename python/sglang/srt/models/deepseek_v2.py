@@ -19,14 +19,13 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from sglang.srt.configs.hf_config import read_facts, require, to_mapping
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.deepseek import (
     DeepseekV2AttentionMLA as DeepseekV2AttentionMLA,
 )
@@ -36,12 +35,11 @@ from sglang.srt.models.common.deepseek import (
     DeepseekV3MoE,
 )
 from sglang.srt.models.common.mla import QKV_A, MLAttention
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, ExpertNames, WeightMap
 from sglang.srt.utils import add_prefix
 
 
-class DeepseekV2DecoderLayer(nn.Module):
+class DeepseekV2DecoderLayer(PreNormLayer):
     """Pre-norm attention and MLP or experts around one residual stream."""
 
     moe_cls: type[nn.Module] = DeepseekV2MoE
@@ -89,18 +87,6 @@ class DeepseekV2DecoderLayer(nn.Module):
             return False
         # Every published model has 1; transformers' configs do not have the key.
         return layer_id % (to_mapping(config).get("moe_layer_freq") or 1) == 0
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class DeepseekV3DecoderLayer(DeepseekV2DecoderLayer):

@@ -14,24 +14,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from sglang.srt.configs.hf_config import ModelFacts, read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.mlp import GatedMLP
 from sglang.srt.models.common.moe import SparseMoE
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, QKV, ExpertNames, WeightMap
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
 
 
-class ExaoneMoeDecoderLayer(nn.Module):
+class ExaoneMoeDecoderLayer(PreNormLayer):
     """Pre-norm attention and MLP or experts around one residual stream."""
 
     def __init__(
@@ -59,18 +57,6 @@ class ExaoneMoeDecoderLayer(nn.Module):
         self.mlp = _mlp(config, facts, layer_id, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class ExaoneMoeModel(DecoderModel):

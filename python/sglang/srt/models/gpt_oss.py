@@ -27,9 +27,8 @@ from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.quantization.mxfp4 import dequant_mxfp4
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
-from sglang.srt.models.common.norm import add_norm
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.sinks import SinkAttention
 from sglang.srt.models.common.weights import QKV, ExpertNames, NamedTensor, WeightMap
 from sglang.srt.utils import add_prefix
@@ -75,7 +74,7 @@ class GptOssMoE(nn.Module):
         return tensor_model_parallel_all_reduce(self.experts(x, self.topk(x, router_logits)))
 
 
-class GptOssDecoderLayer(nn.Module):
+class GptOssDecoderLayer(PreNormLayer):
     """Pre-norm attention and experts around one residual stream."""
 
     def __init__(
@@ -101,18 +100,6 @@ class GptOssDecoderLayer(nn.Module):
         self.mlp = GptOssMoE(config, layer_id, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class GptOssModel(DecoderModel):

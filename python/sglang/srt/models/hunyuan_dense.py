@@ -13,16 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import GATE_UP, QKV, WeightMap
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
@@ -37,7 +35,7 @@ class HunYuanDenseV1Attention(GQAttention):
         return self.norm_heads(*self.rotate(positions, q, k))
 
 
-class HunYuanDenseV1DecoderLayer(nn.Module):
+class HunYuanDenseV1DecoderLayer(PreNormLayer):
     """Pre-norm attention and MLP around one residual stream."""
 
     def __init__(
@@ -63,18 +61,6 @@ class HunYuanDenseV1DecoderLayer(nn.Module):
         self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class HunYuanDenseV1Model(DecoderModel):

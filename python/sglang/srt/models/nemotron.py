@@ -20,11 +20,10 @@ from torch import nn
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import LayerNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.mlp import PlainMLP
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import QKV, WeightMap
 from sglang.srt.utils import add_prefix
 
@@ -38,7 +37,7 @@ class NemotronLayerNorm(LayerNorm):
         return wide.to(x.dtype)
 
 
-class NemotronDecoderLayer(nn.Module):
+class NemotronDecoderLayer(PreNormLayer):
     """Pre-norm attention and MLP around one residual stream."""
 
     def __init__(
@@ -69,18 +68,6 @@ class NemotronDecoderLayer(nn.Module):
         )
         self.input_layernorm = NemotronLayerNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = NemotronLayerNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class NemotronModel(DecoderModel):

@@ -24,12 +24,11 @@ from sglang.srt.configs.hf_config import ModelFacts, read_facts, require
 from sglang.srt.layers.layernorm import LayerNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.block_sparse import BlockSparseAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormLayer
 from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import NamedTensor, WeightMap, unfuse_groups
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
@@ -59,7 +58,7 @@ class GeGelu(nn.Module):
         return gate * torch.sigmoid(1.702 * gate) * (linear + 1)
 
 
-class Phi3SmallDecoderLayer(nn.Module):
+class Phi3SmallDecoderLayer(PreNormLayer):
     """Pre-norm attention and MLP around one residual stream."""
 
     def __init__(
@@ -105,18 +104,6 @@ class Phi3SmallDecoderLayer(nn.Module):
         self.mlp.act_fn = GeGelu(config.gegelu_limit)
         self.input_layernorm = LayerNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = LayerNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.mlp(x), residual
 
 
 class Phi3SmallModel(DecoderModel):
