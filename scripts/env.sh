@@ -2,7 +2,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 if [ -x "$VENV/bin/python" ]; then
-    PATH="$PWD/$VENV/bin:$PATH"
+    PATH="$(cd "$VENV/bin" && pwd):$PATH"
 fi
 export PATH
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
