@@ -230,10 +230,15 @@ MORE_MOE_CASES: dict[str, Case] = {
         tie_word_embeddings=True,
     ),
     "grok-1": _published("grok-1", "Grok1ModelForCausalLM", **_GROK),
+    # As published: the experts are counted under Mixtral's key too, and what the config leaves out is the model's own.
     "grok-1-mixtral-names": _published(
-        "grok-1",
+        "mixtral",
         "Grok1ForCausalLM",
-        **{**_GROK, "num_experts": 4, "num_experts_per_tok": 3},
+        num_local_experts=4,
+        num_experts_per_tok=3,
+        embedding_multiplier_scale=8.0,
+        output_multiplier_scale=0.6,
+        max_attn_value=1.0,
         tie_word_embeddings=False,
         final_logit_softcapping=0.5,
     ),

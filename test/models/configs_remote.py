@@ -21,6 +21,7 @@ def _case(stored: str, architecture: str = "", without: tuple[str, ...] = (), **
 REMOTE_CASES: dict[str, Case] = {
     "chatglm": _case("chatglm"),
     "chatglm4": _case("chatglm", "ChatGLMForConditionalGeneration", rope_ratio=50, num_layers=3),
+    "chatglm-linear": _case("chatglm", rope_scaling={"type": "linear", "factor": 4.0}),
     "chatglm-mha": _case(
         "chatglm", "ChatGLMForCausalLM", multi_query_attention=False, add_bias_linear=True
     ),

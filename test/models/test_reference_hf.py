@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +51,46 @@ def test_prints_logits_and_greedy_text(
         assert torch.allclose(shown, final, atol=1e-4)
         text = tokenizer.decode([*expected.prompt_ids, *expected.output_ids])
         assert text in section and text.startswith(prompt)
+
+
+def test_the_correctness_test_of_bench_one_batch_says_the_same(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both tools on one checkpoint, as the guide has it: the same texts, and the same numbers where both show them."""
+    write_checkpoint("llama", tmp_path, with_tokenizer=True)
+    flags = ["--model-path", str(tmp_path), "--dtype", "float32", "--device", "cpu"]
+    script.main(flags)
+    theirs = _sections(capsys.readouterr().out)
+    command = [sys.executable, "-m", "sglang.bench_one_batch", *flags, "--correct"]
+    done = subprocess.run(
+        [*command, "--max-total-tokens", "1024"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    head, *ours = _sections(done.stdout)
+    _, _, final = head.partition("prefill logits (final): ")
+    rows = [
+        _numbers(row) for row in final.partition("[[")[2].split("],")
+    ]  # summed up: ends of rows
+    assert len(rows) == len(ours) == len(theirs) - 1 == len(CORRECTNESS_PROMPTS)
+    for row, our_section, their_section in zip(rows, ours, theirs[1:], strict=True):
+        logits, _, text = their_section.partition("])")
+        shown = _numbers(logits)
+        assert len(row) == 6 and len(shown) == 512
+        assert row == pytest.approx([*shown[:3], *shown[-3:]], abs=2e-4)
+        assert our_section.strip() == text.strip()
+
+
+def _sections(printed: str) -> list[str]:
+    """What is printed before the first prompt, and for each."""
+    return re.split(r"========== Prompt \d ==========\n", printed)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.\d+(?:e[+-]\d+)?", text)]
 
 
 @pytest.mark.parametrize("model_type", ["vlm", "mllm"])

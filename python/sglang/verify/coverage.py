@@ -7,7 +7,6 @@ file places its weights (our weight maps, a plug-in's loop). Parameters are NaN 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,6 @@ from sglang.srt.model_loader.loader import build_model
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.model_loader.weight_utils import find_checkpoint_files, local_checkpoint_folder
 from sglang.srt.models.common.causal_lm import CausalLM
-from sglang.srt.models.common.weights import ALWAYS_SKIPPED
 from sglang.srt.models.registry import FALLBACK_ARCH
 
 
@@ -197,6 +195,5 @@ def _may_ignore(model: torch.nn.Module, name: str) -> bool:
     """Tables computed from the config, the copy of a tied head, what a weight map skips; a plug-in's own loading decides itself."""
     if not isinstance(model, CausalLM):
         return True
-    skip = re.compile("|".join((*ALWAYS_SKIPPED, *model.weight_map.skip)))
     is_tied_head = model.is_tied and name == "lm_head.weight"
-    return is_tied_head or skip.search(name) is not None
+    return is_tied_head or model.weight_map.skips(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sglang.srt.models.common.entry_class import names_in_text
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
-from sglang.verify.tiny import tiny_config
+from sglang.verify.tiny import for_architecture, tiny_config
 
 _SUFFIXES = ("ForCausalLM", "LMHeadModel", "Model")
 DOCS_TABLE = Path("docs/supported_models/text_generation/generative_models.md")
@@ -197,7 +197,7 @@ class Scaffold:
 
     def config_text(self) -> str:
         """The tiny configuration: that of the other model under the new architecture."""
-        return json.dumps({**self._raw, "architectures": [self.architecture]}, indent=2) + "\n"
+        return json.dumps(for_architecture(self._raw, self.architecture), indent=2) + "\n"
 
     def test_text(self, tiny: str) -> str:
         return _TEST.format(

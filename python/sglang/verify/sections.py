@@ -35,7 +35,9 @@ def coverage_sentence(found: Coverage) -> str:
     if found.not_accounted:
         parts.append(f"tensors that reach no parameter: {_names(found.not_accounted)}")
     if found.allowed:
-        parts.append(f"left out on purpose: {_names(found.allowed)}")
+        parts.append(
+            f"left out on purpose (rule skip, or the copy of a tied head): {_names(found.allowed)}"
+        )
     if found.crossed:
         parts.append(f"loaded into a parameter of another name: {_names(found.crossed)}")
     if not found.is_traced:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
+from sglang.srt.configs.published import own_model_type
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
 from sglang.verify.references import OwnReference, find_reference, save_reference
@@ -74,6 +75,11 @@ def tiny_config(name: str) -> dict[str, Any]:
         if name in _read(path)["architectures"]:
             return _read(path)
     return _of_plugin(name) or _of_spelling(name) or _derive(name, list(stored))
+
+
+def for_architecture(raw: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """A config.json of one architecture as that of another that computes the same."""
+    return {**raw, "model_type": own_model_type(raw), "architectures": [architecture]}
 
 
 def write_tiny(name: str, folder: str | Path) -> Path:
@@ -140,13 +146,15 @@ def require_reference(raw: dict[str, Any]) -> None:
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Norm-like vectors around one, embeddings at 0.04 (so that tied models do not repeat a token), matrices at 0.12."""
+    """Norm-like vectors around one, single numbers around 0.6, embeddings at 0.04 (so that tied models do not repeat a token), matrices at 0.12."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, param in model.named_parameters():
             values = torch.randn(param.shape, generator=generator)
             if param.dim() == 1 and ("norm" in name or "ln_" in name):
                 param.copy_(1.0 + 0.2 * values)
+            elif param.dim() == 1 and param.numel() == 1:  # the gate of a whole layer
+                param.copy_(0.6 + 0.1 * values)
             else:
                 param.copy_(values * (0.04 if "embed" in name or "wte" in name else 0.12))
         for name, buffer in model.named_buffers():
@@ -219,7 +227,7 @@ def _of_plugin(name: str) -> dict[str, Any] | None:
         return _read(Path(origin).with_suffix(".json"))
     for base in cls.__mro__[1:]:
         if base.__name__ in ModelRegistry.models and base.__name__ != name:
-            return {**tiny_config(base.__name__), "architectures": [name]}
+            return for_architecture(tiny_config(base.__name__), name)
     return None
 
 
@@ -233,7 +241,7 @@ def _of_spelling(name: str) -> dict[str, Any] | None:
         raw = _read(path)
         relative = ModelRegistry.models.get(raw["architectures"][0])
         if relative is not None and own & set(relative.__mro__):
-            return {**raw, "architectures": [name]}
+            return for_architecture(raw, name)
     return None
 
 

@@ -203,6 +203,18 @@ def test_declared_leftovers_are_skipped(folder: Path) -> None:
     load_model(folder)
 
 
+def test_a_skip_that_takes_too_much_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_map = dataclasses.replace(LlamaForCausalLM.weight_map, skip=(r"layers\.1\..*_proj\.",))
+    monkeypatch.setattr(LlamaForCausalLM, "weight_map", weight_map)
+    with pytest.raises(WeightLoadError) as caught:
+        load_model(folder)
+    message = str(caught.value)
+    fused = "shard k, q, v of parameter model.layers.1.self_attn.qkv_proj.weight [128, 64]"
+    k_proj = Q_PROJ.replace("q_proj", "k_proj")
+    assert f"{fused} is filled by no tensor (rule skip leaves out {k_proj}, {Q_PROJ}" in message
+    assert "(rule skip leaves out model.layers.1.mlp.down_proj.weight)" in message
+
+
 def test_stored_copy_of_a_tied_head_is_skipped(tmp_path: Path) -> None:
     folder = write_checkpoint("llama-tied", tmp_path)
     edit_weights(folder, lm_head__weight=torch.zeros(512, 64))

@@ -12,14 +12,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from models.configs import CASES
 from models.configs_mla import MLA_CASES
 from models.forward import HandRunner, Share, assert_close, load_model
 from models.tiny import build_model, write_checkpoint
+from models.two_ranks import assert_two_ranks_agree
 from safetensors.torch import load_file, save_file
 
-from sglang.srt import distributed
 from sglang.srt.configs.hf_config import RopeFacts, read_facts
 from sglang.srt.configs.mla import MLAFacts
 from sglang.srt.configs.model_config import AttentionArch, ModelConfig
@@ -404,33 +403,6 @@ def test_shared_experts_are_added_unscaled() -> None:
 TWO_RANKS = ("deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite-groups", "minicpm3-long")
 
 
-@torch.inference_mode()
-def _rank(rank: int, url: str, folder: Path, ep_size: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_distributed_environment(2, rank, url, backend="gloo", timeout=60)
-    distributed.initialize_model_parallel(2, expert_model_parallel_size=ep_size)
-    tokens = TOKENS[0].tolist()
-    for name in TWO_RANKS:
-        runner = HandRunner(load_model(folder / name), folder / name)
-        (head,) = runner.step(ForwardMode.EXTEND, [Share(0, 0, tokens[:30])])
-        (tail,) = runner.step(ForwardMode.EXTEND, [Share(0, 30, tokens[30:-1])])
-        (last,) = runner.step(ForwardMode.DECODE, [Share(0, len(tokens) - 1, tokens[-1:])])
-        torch.save(torch.cat([head, tail, last]), folder / f"{name}.{rank}.pt")
-
-
 @pytest.mark.parametrize("ep_size", [1, 2])
 def test_two_ranks_compute_what_the_reference_does(ep_size: int, tmp_path: Path) -> None:
-    for name in TWO_RANKS:
-        write_checkpoint(name, tmp_path / name)
-    url = f"file://{tmp_path}/rendezvous"
-    context = mp.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(r, url, tmp_path, ep_size)) for r in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    for name in TWO_RANKS:
-        for rank in (0, 1):
-            ours = torch.load(tmp_path / f"{name}.{rank}.pt")
-            assert_close(ours, _logits(name), f"{name}, rank {rank}")
+    assert_two_ranks_agree(TWO_RANKS, TOKENS[0].tolist(), ep_size, tmp_path)

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from models.configs import CASES
 from models.configs_moe import MOE_CASES
-from models.forward import HandRunner, Share, assert_close, load_model
+from models.forward import load_model
 from models.tiny import build_model, write_checkpoint
+from models.two_ranks import assert_two_ranks_agree
 from safetensors.torch import load_file, save_file
 
-from sglang.srt import distributed
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.models.common.weights import ExpertNames, ExpertShard, WeightLoadError, WeightMap
 from sglang.srt.utils.errors import ConfigError
 
@@ -215,33 +213,9 @@ def test_more_choices_than_experts_are_refused(tmp_path: Path) -> None:
 TWO_RANKS = ("mixtral", "qwen3-moe-mixed", "qwen2-moe", "olmoe")
 
 
-@torch.inference_mode()
-def _rank(rank: int, url: str, folder: Path, ep_size: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_distributed_environment(2, rank, url, backend="gloo", timeout=60)
-    distributed.initialize_model_parallel(2, expert_model_parallel_size=ep_size)
-    for name in TWO_RANKS:
-        runner = HandRunner(load_model(folder / name), folder / name)
-        (got,) = runner.step(ForwardMode.EXTEND, [Share(0, 0, TOKENS[0].tolist())])
-        torch.save(got, folder / f"{name}.{rank}.pt")
-
-
 @pytest.mark.parametrize("ep_size", [1, 2])
 def test_two_ranks_compute_what_the_reference_does(ep_size: int, tmp_path: Path) -> None:
-    for name in TWO_RANKS:
-        write_checkpoint(name, tmp_path / name)
-    url = f"file://{tmp_path}/rendezvous"
-    context = mp.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(r, url, tmp_path, ep_size)) for r in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    for name in TWO_RANKS:
-        for rank in (0, 1):
-            ours = torch.load(tmp_path / f"{name}.{rank}.pt")
-            assert_close(ours, _logits(name), f"{name}, rank {rank}")
+    assert_two_ranks_agree(TWO_RANKS, TOKENS[0].tolist(), ep_size, tmp_path)
 
 
 def test_every_case_is_among_the_tiny_models() -> None:

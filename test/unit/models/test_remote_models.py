@@ -16,7 +16,7 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.configs.published import PUBLISHED, usual_keys
 from sglang.srt.layers.attention.torch_ops import AttendOptions, attend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.models.baichuan import alibi_slopes
+from sglang.srt.models.common.alibi import alibi_slopes
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import get_config, get_tokenizer
 from sglang.verify.reference import ReferenceModel

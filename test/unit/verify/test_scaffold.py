@@ -12,7 +12,7 @@ from sglang.cli.main import COMMANDS, load
 from sglang.srt.models.common.entry_class import names_in_text
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
-from sglang.verify.references import find_reference
+from sglang.verify.references import REFERENCES, build_reference, find_reference
 from sglang.verify.scaffold import DOCS_TABLE, Scaffold
 from sglang.verify.tiny import tiny_config
 
@@ -50,13 +50,14 @@ def test_the_copy_defines_its_own_classes_and_one_entry(root: Path, like: str) -
     ast.parse((root / "test/models/test_acme.py").read_text())
 
 
-@pytest.mark.parametrize(
-    "like", ["ChatGLMModel", "BailingMoeV2ForCausalLM", "InternLM3ForCausalLM"]
-)
+@pytest.mark.parametrize("like", sorted(REFERENCES))
 def test_a_copy_of_a_family_without_a_class_in_transformers_has_its_reference(like: str) -> None:
     raw = json.loads(Scaffold("acme", like).config_text())
     assert raw["architectures"] == ["AcmeForCausalLM"]
-    assert find_reference(raw) is find_reference(tiny_config(like)) is not None
+    ours, theirs = build_reference(raw), build_reference(tiny_config(like))
+    assert type(ours) is type(theirs)
+    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
     assert find_reference({**raw, "model_type": "llama"}) is None
 
 

@@ -149,7 +149,7 @@ PUBLISHED: dict[str, Published] = {
             "hidden_act": "gelu_pytorch_tanh",
             "attn_output_multiplier": None,
             "attn_logit_softcapping": 30.0,
-            "router_logit_softcapping": 30.0,
+            "router_logit_softcapping": None,
             "final_logit_softcapping": None,
             "residual_moe": False,
         },
@@ -159,9 +159,26 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
+# Conversions whose config.json says the model_type of a relative: architecture -> (what it says, what it is).
+_BORROWED_TYPES = {
+    "Grok1ForCausalLM": ("mixtral", "grok-1"),
+    "Grok1ModelForCausalLM": ("mixtral", "grok-1"),
+}
+
+
+def own_model_type(raw: Raw) -> str:
+    """The model_type of a config.json; that of its own family where a conversion borrowed another's. "" for none."""
+    written = str(raw.get("model_type") or "")
+    for architecture in raw.get("architectures") or ():
+        borrowed, own = _BORROWED_TYPES.get(architecture, ("", ""))
+        if written and written == borrowed:
+            return own
+    return written
+
+
 def usual_keys(raw: Raw) -> Raw:
     """`raw` with the usual keys added where its model_type is published with others; any other config unchanged."""
-    known = PUBLISHED.get(str(raw.get("model_type")))
+    known = PUBLISHED.get(own_model_type(raw))
     if known is None:
         return raw
     found = dict(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from sglang.srt.model_loader.weight_utils import (
     find_checkpoint_files,
     local_checkpoint_folder,
 )
+from sglang.srt.models.common.causal_lm import CausalLM
 from sglang.srt.models.common.weights import WeightLoadError, WeightProblem, find_unfilled
 from sglang.srt.utils.errors import ConfigError
 
@@ -167,6 +168,10 @@ class _Streams:
                 self.current = f"tensor {self.current_name} {list(tensor.shape)}"
                 yield self.current_name, tensor
 
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return [source.prefix + name for source, files in self.sources for name in files.file_of]
+
     def file_of(self, tensor_name: str) -> str | None:
         for source, files in self.sources:
             file = files.file_of.get(tensor_name.removeprefix(source.prefix))
@@ -191,7 +196,10 @@ def _fill(model: Any, streams: _Streams, model_path: str) -> None:
         problem = _with_file(WeightProblem(text, streams.current_name), streams)
         # What comes after it was not read, so what is unfilled says nothing.
         raise WeightLoadError([problem], source=f"checkpoint {model_path!r}") from error
-    problems += watch.find_unfilled()
+    skipped = {}
+    if isinstance(model, CausalLM):
+        skipped = model.weight_map.skipped_for(streams.names(), model)
+    problems += watch.find_unfilled(skipped)
     if problems:
         raise WeightLoadError(problems, source=f"checkpoint {model_path!r}")
 
@@ -236,7 +244,7 @@ class _FillWatch:
                 self._originals[name] = _first_element(param).clone()
                 _first_element(param).fill_(torch.nan)
 
-    def find_unfilled(self) -> list[WeightProblem]:
+    def find_unfilled(self, skipped: Mapping[str, Sequence[str]]) -> list[WeightProblem]:
         """Problems of parameters that nobody filled; their probe is taken out again."""
         silently_filled: set[str] = set()
         for name, param in self._model.named_parameters():
@@ -247,7 +255,7 @@ class _FillWatch:
                 element.copy_(self._originals[name])
             else:
                 silently_filled.add(name)
-        return find_unfilled(self._model, silently_filled)
+        return find_unfilled(self._model, silently_filled, skipped)
 
 
 def _can_probe(param: nn.Parameter) -> bool:

@@ -18,34 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from sglang.srt.configs.hf_config import read_facts
-from sglang.srt.distributed import get_tensor_model_parallel_rank
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.common.attention import GQAttention
+from sglang.srt.models.common.alibi import AlibiAttention
 from sglang.srt.models.common.weights import GATE_UP, NamedTensor, WeightMap
 from sglang.srt.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from sglang.srt.models.utils import WeightsMapper
 from sglang.srt.utils import add_prefix
 
 _NAMES = WeightsMapper(orig_to_new_substr={".self_attn.W_pack.": ".self_attn.qkv_proj."})
-
-
-class AlibiAttention(GQAttention):
-    """Attention whose scores fall with the distance instead of being rotated."""
-
-    def __init__(self, hidden_size: int, num_heads: int, *sizes: Any, **options: Any) -> None:
-        super().__init__(hidden_size, num_heads, *sizes, **options)
-        first = get_tensor_model_parallel_rank() * self.num_heads
-        slopes = alibi_slopes(num_heads)[first : first + self.num_heads]
-        self.register_buffer("slopes", slopes, persistent=False)  # [H]
-
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
-    ) -> torch.Tensor:  # [T], [T, D] -> [T, D]
-        qkv, _ = self.qkv_proj(hidden_states)
-        q, k, v = self.split(qkv)
-        output, _ = self.o_proj(self.attn(q, k, v, forward_batch, alibi_slopes=self.slopes))
-        return output
 
 
 class BaichuanDecoderLayer(LlamaDecoderLayer):
@@ -92,15 +72,6 @@ def norm_head(name: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
     if name == "lm_head.weight":
         tensor = F.normalize(tensor.float(), dim=1).to(tensor.dtype)
     yield name, tensor
-
-
-def alibi_slopes(num_heads: int) -> torch.Tensor:
-    """float32 [num_heads]. For n heads, n a power of two, 2^(-8 i / n); other counts take the next lower power, then every second slope
-    of the next higher one."""
-    lower = 1 << (num_heads.bit_length() - 1)
-    exponents = [8 * i / lower for i in range(1, lower + 1)]
-    exponents += [4 * i / lower for i in range(1, 2 * (num_heads - lower), 2)]
-    return torch.exp2(-torch.tensor(exponents, dtype=torch.float32))
 
 
 class BaiChuanForCausalLM(BaichuanForCausalLM):

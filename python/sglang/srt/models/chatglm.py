@@ -4,7 +4,9 @@
     h = h + down(silu(gate(x)) * up(x)),  x = rms_norm(h)
 
 Differs from Llama:
-- rotary positions turn neighbouring dimensions, and only the first half of each head; `rope_ratio` multiplies their base;
+- rotary positions turn neighbouring dimensions, and only the first half of each head; `rope_ratio` multiplies their base, as in
+  ChatGLM3-6B-32K and GLM-4. ChatGLM2-6B-32K divides positions by it, which its config does not tell: override
+  `{"rope_ratio": 1, "rope_scaling": {"type": "linear", "factor": <rope_ratio>}}`;
 - groups of query heads share keys and values; q, k and v have a bias;
 - q, k and v are fused in the checkpoint, gate and up too; names are its own.
 """

@@ -14,21 +14,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PostNormLayer
 from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.norm import add_residual
 from sglang.srt.utils import add_prefix
 
 
-class Exaone4DecoderLayer(nn.Module):
+class Exaone4DecoderLayer(PostNormLayer):
     """Attention and MLP, each with a norm behind it."""
 
     def __init__(
@@ -60,17 +56,6 @@ class Exaone4DecoderLayer(nn.Module):
         self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_feedforward_layernorm = RMSNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h = add_residual(hidden_states, residual)
-        h = h + self.post_attention_layernorm(self.self_attn(positions, h, forward_batch))
-        return self.post_feedforward_layernorm(self.mlp(h)), h
 
 
 class Exaone4Model(DecoderModel):

@@ -15,22 +15,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import GemmaRMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM
+from sglang.srt.models.common.decoder_layer import SandwichLayer
 from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.gemma import GemmaModel
 from sglang.srt.utils import add_prefix
 
 
-class Gemma2DecoderLayer(nn.Module):
+class Gemma2DecoderLayer(SandwichLayer):
     """Attention and MLP between two norms each."""
 
     def __init__(
@@ -64,18 +60,6 @@ class Gemma2DecoderLayer(nn.Module):
         self.post_attention_layernorm = GemmaRMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.pre_feedforward_layernorm = GemmaRMSNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_feedforward_layernorm = GemmaRMSNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.post_attention_layernorm(self.self_attn(positions, x, forward_batch))
-        x, residual = add_norm(self.pre_feedforward_layernorm, x, residual)
-        return self.post_feedforward_layernorm(self.mlp(x)), residual
 
 
 class Gemma2Model(GemmaModel):

@@ -6,8 +6,8 @@
 
 Differs from Llama:
 - `embedding_multiplier_scale` e, `output_multiplier_scale` o, `attn_output_multiplier` a (default 1 / sqrt(d));
-- soft caps of the scores (`attn_logit_softcapping`, also `max_attn_value`), of the router's logits
-  (`router_logit_softcapping`), each 30 where config.json is silent, and of the logits where it says so;
+- soft caps of the scores (`attn_logit_softcapping`, also `max_attn_value`; 30 where config.json is silent), and, where it
+  says so, of the router's logits (`router_logit_softcapping`) and of the logits;
 - experts in the place of the MLP, with GELU in its tanh form unless `hidden_act` says otherwise;
 - what attention and experts give is normed too, before it joins the residual.
 """

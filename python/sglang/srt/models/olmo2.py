@@ -14,16 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PostNormLayer
 from sglang.srt.models.common.mlp import GatedMLP
-from sglang.srt.models.common.norm import add_residual
 from sglang.srt.models.common.qk_norm import ProjectionRMSNorm
 from sglang.srt.utils import add_prefix
 
@@ -36,7 +34,7 @@ class Olmo2Attention(GQAttention):
         return self.q_norm(q), self.k_norm(k)
 
 
-class Olmo2DecoderLayer(nn.Module):
+class Olmo2DecoderLayer(PostNormLayer):
     """Attention and MLP, each with a norm behind it."""
 
     def __init__(
@@ -69,17 +67,6 @@ class Olmo2DecoderLayer(nn.Module):
         self.mlp = GatedMLP.from_facts(facts, quant_config, add_prefix("mlp", prefix))
         self.post_attention_layernorm = RMSNorm(facts.hidden_size, eps=eps)
         self.post_feedforward_layernorm = RMSNorm(facts.hidden_size, eps=eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h = add_residual(hidden_states, residual)
-        h = h + self.post_attention_layernorm(self.self_attn(positions, h, forward_batch))
-        return self.post_feedforward_layernorm(self.mlp(h)), h
 
 
 class Olmo2Model(DecoderModel):

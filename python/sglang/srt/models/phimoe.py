@@ -22,11 +22,10 @@ from sglang.srt.configs.hf_config import read_facts, require
 from sglang.srt.layers.layernorm import LayerNorm
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.causal_lm import CausalLM, DecoderModel
+from sglang.srt.models.common.decoder_layer import PreNormExpertsLayer
 from sglang.srt.models.common.moe import SparseMoE
-from sglang.srt.models.common.norm import add_norm
 from sglang.srt.models.common.weights import QKV, ExpertNames, WeightMap
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
@@ -55,7 +54,7 @@ class PhimoeBlock(SparseMoE):
         self.topk = TopK(top_k, layer_id=layer_id, custom_routing_function=route)
 
 
-class PhimoeDecoderLayer(nn.Module):
+class PhimoeDecoderLayer(PreNormExpertsLayer):
     """Pre-norm attention and experts around one residual stream."""
 
     def __init__(
@@ -82,18 +81,6 @@ class PhimoeDecoderLayer(nn.Module):
         )
         self.input_layernorm = LayerNorm(facts.hidden_size, eps=facts.norm_eps)
         self.post_attention_layernorm = LayerNorm(facts.hidden_size, eps=facts.norm_eps)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [T]
-        hidden_states: torch.Tensor,  # [T, D]
-        forward_batch: ForwardBatch,
-        residual: torch.Tensor | None,  # [T, D]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = add_norm(self.input_layernorm, hidden_states, residual)
-        x = self.self_attn(positions, x, forward_batch)
-        x, residual = add_norm(self.post_attention_layernorm, x, residual)
-        return self.block_sparse_moe(x), residual
 
 
 class PhimoeModel(DecoderModel):

@@ -14,7 +14,12 @@ from typing import Any
 
 from sglang.srt.configs.aliases import MODEL_TYPE_ALIASES
 from sglang.srt.configs.llava import as_transformers, is_original_llava, tower_path
-from sglang.srt.configs.published import PUBLISHED, plain_config_class, usual_keys
+from sglang.srt.configs.published import (
+    PUBLISHED,
+    own_model_type,
+    plain_config_class,
+    usual_keys,
+)
 from sglang.srt.utils.errors import ConfigError
 
 CONFIG_NAME = "config.json"
@@ -186,7 +191,7 @@ def _build_config(
     if is_original_llava(raw):
         tower = {} if "vision_config" in raw else read_config_dict(tower_path(raw, model_path))
         raw = as_transformers(raw, tower or raw["vision_config"])
-    model_type = raw.get("model_type") or ""
+    model_type = own_model_type(raw)
     if model_type in PUBLISHED:
         return published_config(raw)
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig  # heavy: imports torch
@@ -214,9 +219,9 @@ def _build_config(
 
 def published_config(raw: Mapping[str, Any]) -> Any:
     """The config object of a model_type in `PUBLISHED`: the keys as written and the usual ones, no code of the checkpoint."""
-    plain = _with_rope_parameters(dict(usual_keys(raw)))
+    plain = _with_rope_parameters({**usual_keys(raw), "model_type": own_model_type(raw)})
     plain.pop("auto_map", None)
-    config = plain_config_class(raw["model_type"]).from_dict(plain)
+    config = plain_config_class(plain["model_type"]).from_dict(plain)
     inner = plain.get("llm_config")
     if inner is not None:  # where transformers keeps a language model's part
         config.text_config = _build_config("llm_config", dict(inner), False, None, None)

@@ -60,7 +60,7 @@ MODEL_TYPES: dict[str, str] = {
     "phi3small": "dense:phi3_small",
     "qwen": "dense:qwen",
     "solar": "dense:solar",
-    "xverse": "dense:xverse",
+    "xverse": "moe:xverse",
 }
 
 Raw = Mapping[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from sglang.verify.references import Raw
+from sglang.verify.references import OwnReference, Raw, dense
 from sglang.verify.references.moe_decoder import MoEDecoder, MoENames, MoESpec
 
 
@@ -89,22 +89,27 @@ GROK_NAMES_MIXTRAL = MoENames(
 )
 
 
+def xverse(raw: Raw) -> OwnReference:
+    """XVERSE: both kinds have one model_type."""
+    return xverse_moe(raw) if "num_experts" in raw else dense.xverse(raw)
+
+
 def grok1(raw: Raw) -> MoEDecoder:
-    """Grok-1. The two class names stand for two conversions of the published weights, with names of their own."""
-    is_mixtral_like = raw["architectures"][0] == "Grok1ForCausalLM"
+    """Grok-1. Of the two conversions of the published weights, each with names of its own, one counts experts as Mixtral does."""
+    is_mixtral_like = "num_local_experts" in raw
     return MoEDecoder(
         sizes(
             raw,
             names=GROK_NAMES_MIXTRAL if is_mixtral_like else GROK_NAMES,
             tied=raw.get("tie_word_embeddings", True),
-            num_experts=raw["num_experts"],
+            num_experts=raw["num_local_experts" if is_mixtral_like else "num_experts"],
             top_k=raw["num_experts_per_tok"],
             expert_width=raw["intermediate_size"],
-            router_cap=raw.get("router_logit_softcapping", 30.0),
+            router_cap=raw.get("router_logit_softcapping") or 0.0,
             act=partial(F.gelu, approximate="tanh"),
             embed_scale=raw["embedding_multiplier_scale"],
-            score_scale=raw["attn_output_multiplier"],
-            score_cap=raw["max_attn_value"],
+            score_scale=raw.get("attn_output_multiplier"),
+            score_cap=raw.get("max_attn_value", 30.0),
             logit_scale=raw["output_multiplier_scale"],
             logit_cap=raw.get("final_logit_softcapping") or 0.0,
         )

@@ -8,7 +8,7 @@ with `find_unfilled`. Problems are collected and raised together, with names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -162,11 +162,27 @@ class WeightMap:
                     return target, shard_id
         return name, None
 
+    def skips(self, on_disk: str) -> bool:
+        """Whether a tensor is left out on purpose: by `skip`, or because it is computed from the config."""
+        return self._skip.search(on_disk) is not None
+
+    def skipped_for(self, names: Iterable[str], model: nn.Module) -> dict[str, list[str]]:
+        """Parameters that tensors of a checkpoint would fill if `skip` did not leave them out, and those tensors."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        found: dict[str, list[str]] = {}
+        for on_disk in filter(self.skips, names):
+            for name, _ in self.rename.apply([(on_disk, torch.empty(0))]):
+                found.setdefault(self.place(name, parameters)[0], []).append(on_disk)
+        return found
+
+    @cached_property
+    def _skip(self) -> re.Pattern[str]:
+        return re.compile("|".join((*ALWAYS_SKIPPED, *self.skip)))
+
     def convert_all(self, weights: Iterable[NamedTensor]) -> Iterator[MappedTensor]:
         """Everything that is not skipped, under our names. Raises WeightLoadError for a tensor that `convert` cannot take."""
-        skip = re.compile("|".join((*ALWAYS_SKIPPED, *self.skip)))
         for on_disk, tensor in weights:
-            if skip.search(on_disk):
+            if self.skips(on_disk):
                 continue
             for name, value in self.rename.apply([(on_disk, tensor)]):
                 rules = () if name == on_disk else ("rename",)
@@ -259,10 +275,15 @@ def load_weights(
     return touched
 
 
-def find_unfilled(model: nn.Module, known_filled: Collection[str] = ()) -> list[WeightProblem]:
+def find_unfilled(
+    model: nn.Module,
+    known_filled: Collection[str] = (),
+    skipped: Mapping[str, Sequence[str]] | None = None,
+) -> list[WeightProblem]:
     """One problem for every parameter, or shard of a fused one, that no tensor has filled.
 
-    `known_filled`: parameters that are known to be written although no shard of them was reported.
+    `known_filled`: parameters that are known to be written although no shard of them was reported. `skipped`: see
+    `WeightMap.skipped_for`.
     """
     problems = []
     for name, param in model.named_parameters():
@@ -272,9 +293,11 @@ def find_unfilled(model: nn.Module, known_filled: Collection[str] = ()) -> list[
         if missing:
             shards = sorted(str(shard) for shard in missing if shard is not None)
             what = f"shard {', '.join(shards)} of parameter" if shards else "parameter"
-            problems.append(
-                WeightProblem(f"{what} {name} {list(param.shape)} is filled by no tensor")
-            )
+            text = f"{what} {name} {list(param.shape)} is filled by no tensor"
+            names = (skipped or {}).get(name)
+            if names:
+                text += f" (rule skip leaves out {', '.join(names)})"
+            problems.append(WeightProblem(text))
     return problems
 
 
