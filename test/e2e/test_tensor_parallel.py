@@ -130,7 +130,10 @@ def test_rank_that_hangs_ends_the_server(checkpoint, tmp_path):
         os.kill(max(ranks), signal.SIGSTOP)  # started last
         body = {"input_ids": PROMPTS[0], "sampling_params": GREEDY}
         with contextlib.suppress(OSError):
-            assert server.request("/generate", body)[0] == 500
+            # A stopped rank is continued to print its stacks, and may finish its step before it ends.
+            assert server.request("/generate", body)[0] in (200, 500)
         assert server.process.wait(timeout=30) == 1
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    assert "made no progress" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "made no progress" in log
+    assert "follower_process.py" in log and "scheduler_process.py" in log  # stacks of both

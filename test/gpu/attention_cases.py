@@ -41,6 +41,8 @@ class Case:
     is_mixed: bool = False
     chunk: int | None = None
     encoder_lens: tuple[int, ...] | None = None
+    # Which new tokens see which encoder tokens: (first, end, low, high) for each request.
+    views: tuple[tuple[tuple[int, int, int, int], ...], ...] | None = None
     spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
     has_mask: bool = False
 
@@ -53,8 +55,19 @@ class Case:
         return self.prefix_lens or tuple(n - 1 for n in self.lens)
 
 
-def make_backend(world: World) -> Any:
-    """The Triton backend for a case. Triton is imported here, after the caller chose how it runs."""
+def make_backend(world: World, name: str = "triton") -> Any:
+    """The backend of this name for a case. Packages are imported here, after the caller chose how they run."""
+    table, page_size = world.rows.req_to_token, world.case.page_size
+    if name == "flashinfer":
+        from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+
+        return FlashInferAttnBackend(table, page_size, lambda: make_other_backend(world))
+    if name == "fa3":
+        from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
+
+        return Fa3AttnBackend(table, page_size, lambda: make_other_backend(world))
+    if name != "triton":
+        raise ValueError(f"backend {name!r}; known: triton, flashinfer, fa3")
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
     return TritonAttnBackend(
@@ -63,6 +76,15 @@ def make_backend(world: World) -> Any:
         torch.device(world.device),
         attention_chunk_size=world.case.chunk,
     )
+
+
+def make_other_backend(world: World) -> Any:
+    """What runs the layers that a backend declines."""
+    if world.device == "cpu":
+        from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+        return TorchNativeAttnBackend(attention_chunk_size=world.case.chunk)
+    return make_backend(world)
 
 
 class LatentPool:
@@ -182,6 +204,7 @@ class World:
             encoder_out_cache_loc=torch.cat(
                 [s[:n] for s, n in zip(self.slots, encoder_lens, strict=True)]
             ),
+            encoder_views=None if case.views is None else [list(v) for v in case.views],
             bidirectional_spans=None if case.spans is None else [list(s) for s in case.spans],
         )
 
@@ -264,14 +287,25 @@ class World:
             scores = q[:, head] @ k[:, head // group].T * layer.scaling
             if layer.logit_cap > 0:
                 scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
-            if not layer.is_cross_attention:
+            if layer.is_cross_attention:
+                scores.masked_fill_(~self._visible_encoder(i, len(q), len(k)), float("-inf"))
+            else:
                 scores.masked_fill_(~self._visible(i, prefix, length), float("-inf"))
             if self.sinks is not None:
                 sink = self.sinks[head].to(exact).expand(len(q), 1)
                 scores = torch.cat([scores, sink], dim=1)
             weights = torch.softmax(scores, dim=1)[:, : len(k)]
+            weights = weights.nan_to_num(0.0)  # of a query that sees no key
             heads.append(weights @ v[:, head // group])
         return torch.cat(heads, dim=1)
+
+    def _visible_encoder(self, i: int, num_new: int, num_keys: int) -> torch.Tensor:
+        """bool [new, encoder tokens]."""
+        visible = torch.zeros(num_new, num_keys, dtype=torch.bool, device=self.device)
+        views = ((0, num_new, 0, num_keys),) if self.case.views is None else self.case.views[i]
+        for first, end, low, high in views:
+            visible[first:end, low:high] = True
+        return visible
 
     def _visible(self, i: int, prefix: int, length: int) -> torch.Tensor:
         """bool [new, length]."""

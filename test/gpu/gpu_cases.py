@@ -40,6 +40,17 @@ CASES: list[tuple[Case, tuple[torch.dtype, ...]]] = [
     (Case("decode latent", MIXED_LENS, **MLA), (BF16, FP16)),
     (Case("decode latent 16", MIXED_LENS, **MLA_TP8), (BF16, FP32)),
     (Case("decode cross", (5, 9, 3), layer=CROSS, encoder_lens=(1601, 0, 40), **LLAMA), (BF16,)),
+    (
+        Case(
+            "decode cross, parts",
+            (5, 9, 3),
+            layer=CROSS,
+            encoder_lens=(6404, 0, 3202),
+            views=(((0, 1, 1601, 6404),), ((0, 1, 0, 0),), ((0, 1, 0, 0),)),
+            **LLAMA,
+        ),
+        (BF16, FP32),
+    ),
     (Case("decode after encoder", (500, 9), encoder_lens=(1601, 0), **LLAMA), (BF16,)),
     (Case("extend", MIXED_LENS, (0,) * 7, **LLAMA), (BF16, FP16, FP32)),
     (Case("extend prefix", MIXED_LENS, PREFIXES, **LLAMA), (BF16, FP16, FP32)),
@@ -83,6 +94,22 @@ CASES: list[tuple[Case, tuple[torch.dtype, ...]]] = [
             **LLAMA,
         ),
         (BF16,),
+    ),
+    (
+        Case(
+            "extend cross, parts",
+            (500, 9, 3),
+            (100, 8, 0),
+            layer=CROSS,
+            encoder_lens=(6404, 1601, 40),
+            views=(
+                ((0, 17, 0, 0), (17, 18, 0, 1601), (18, 201, 0, 3202), (201, 400, 3202, 6404)),
+                ((0, 1, 0, 1601),),
+                ((0, 3, 0, 0),),
+            ),
+            **LLAMA,
+        ),
+        (BF16, FP32),
     ),
     (Case("extend shared cache", MIXED_LENS, PREFIXES, has_new=False, **LLAMA), (BF16,)),
     (

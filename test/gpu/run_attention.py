@@ -1,16 +1,18 @@
-"""Prove and time the Triton attention backend on a GPU. Needs torch, triton and numpy, nothing else of the project.
+"""Prove and time attention backends on a GPU. Needs torch, triton and numpy; flashinfer and fa3 their packages besides.
 
-    python test/gpu/run_attention.py [--only TEXT] [--no-timing] [--sweep] [--jobs N]
+    python test/gpu/run_attention.py [--backend NAME ...] [--only TEXT] [--no-timing] [--sweep] [--jobs N]
 
-Every case runs against the float32 oracle of `attention_cases`; kernels are compiled by several processes at once.
+Backends are triton (the default), flashinfer, fa3, or all for those whose packages are installed. What flashinfer or fa3 declines
+runs on triton, which the table says. Every case runs against the float32 oracle of `attention_cases`; kernels are compiled by several processes at once.
 Timings are of replayed CUDA graphs with a cold L2 cache, beside the time that reading the keys and values (decode) or
-the matrix products (extend) take at the rates measured first. `--sweep` times other tile shapes too. The exit status
+the matrix products (extend) take at the rates measured first. `--sweep` times other tile shapes of triton too. The exit status
 is 1 if a case fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import sys
 import time
@@ -26,6 +28,8 @@ from gpu_cases import BF16, CAPTURED, CASE_DTYPES, TIMED
 from sglang.srt.layers.attention.triton_ops import plan
 
 DEVICE = "cuda"
+PACKAGES = {"triton": "triton", "flashinfer": "flashinfer", "fa3": "sgl_kernel"}
+Job = tuple[str, int, str]  # kind, index of the case, backend
 SWEEP_DECODE = [
     (64, 4, 3),
     (64, 4, 5),
@@ -42,26 +46,33 @@ def main() -> int:
     options = _parse_options()
     started = time.perf_counter()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {_triton_version()}")
-    jobs = [("check", i) for i in range(len(CASE_DTYPES))]
-    jobs += [("captured", i) for i in range(len(CAPTURED))]
+    backends = _find_backends(options.backend)
+    jobs: list[Job] = []
+    for backend in backends:
+        jobs += [("check", i, backend) for i in range(len(CASE_DTYPES))]
+        jobs += [("captured", i, backend) for i in range(len(CAPTURED))]
     jobs = [job for job in jobs if options.only in _job_name(job)]
     num_failed = 0
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(options.jobs, len(jobs) or 1)) as pool:
-        print(f"\n{'case':44} {'rel. norm':>10} {'max':>10}")
+        print(f"\n{'backend':10} {'case':44} {'rel. norm':>10} {'max':>10}")
         for line, is_right in pool.imap(_run_job, jobs):
             num_failed += not is_right
             print(line, flush=True)
         print(f"\n{len(jobs)} cases, {num_failed} failed, {time.perf_counter() - started:.0f} s")
         timed = [case for case in TIMED if options.only in case.name]
-        if options.timing and timed:
-            _print_timings(timed, options.sweep, pool)
+        for backend in backends if options.timing and timed else ():
+            print(f"\n{backend}")
+            _print_timings(timed, backend, options.sweep and backend == "triton", pool)
     print(f"{time.perf_counter() - started:.0f} s in all; {'FAILED' if num_failed else 'passed'}")
     return 1 if num_failed else 0
 
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--backend", nargs="+", default=["triton"], choices=[*PACKAGES, "all"], help="what to prove"
+    )
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--no-timing", dest="timing", action="store_false")
     parser.add_argument("--sweep", action="store_true", help="time other tile shapes too")
@@ -69,11 +80,23 @@ def _parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _find_backends(wanted: list[str]) -> list[str]:
+    """The backends to run. Ends the program for one that is named and not installed."""
+    found = [name for name, module in PACKAGES.items() if importlib.util.find_spec(module)]
+    if "all" in wanted:
+        print(f"not installed: {', '.join(sorted(set(PACKAGES) - set(found))) or 'none'}")
+        return found
+    missing = [f"{name} needs {PACKAGES[name]}" for name in wanted if name not in found]
+    if missing:
+        sys.exit(f"not installed: {', '.join(missing)}")
+    return wanted
+
+
 # --- correctness, in worker processes
 
 
-def _job_name(job: tuple[str, int]) -> str:
-    kind, index = job
+def _job_name(job: Job) -> str:
+    kind, index, _ = job
     if kind == "captured":
         return CAPTURED[index].name
     case, dtype = CASE_DTYPES[index]
@@ -81,37 +104,39 @@ def _job_name(job: tuple[str, int]) -> str:
 
 
 @torch.inference_mode()
-def _run_job(job: tuple[str, int]) -> tuple[str, bool]:
+def _run_job(job: Job) -> tuple[str, bool]:
     """A line of the table and whether the case is right."""
-    kind, index = job
-    name = _job_name(job)
+    kind, index, chosen = job
+    name = f"{chosen:10} {_job_name(job):44}"
     try:
         if kind == "captured":
             dtype = BF16
             world = World(CAPTURED[index], dtype, DEVICE, seed=index)
-            out = world.run_captured(make_backend(world))
+            backend = make_backend(world, chosen)
+            out = world.run_captured(backend)
         else:
             case, dtype = CASE_DTYPES[index]
             world = World(case, dtype, DEVICE, seed=index)
-            out = world.run(make_backend(world))
+            backend = make_backend(world, chosen)
+            out = world.run(backend)
         found = errors(out, world.expected())
     except Exception:  # one case must not end the others; its failure is counted
-        return f"{name:44} FAILED\n{traceback.format_exc(limit=-4)}", False
+        return f"{name} FAILED\n{traceback.format_exc(limit=-4)}", False
     finally:
         torch.cuda.empty_cache()
     is_right = is_within(found, dtype)
-    return (
-        f"{name:44} {found[0]:10.2e} {found[1]:10.2e}  {'ok' if is_right else 'FAILED'}",
-        is_right,
-    )
+    by_triton = "" if chosen == "triton" else "".join(f", by triton: {r}" for r in backend.declined)
+    word = "ok" if is_right else "FAILED"
+    return f"{name} {found[0]:10.2e} {found[1]:10.2e}  {word}{by_triton}", is_right
 
 
 # --- timing
 
 
-def _print_timings(cases: list[Case], with_sweep: bool, pool) -> None:
+def _print_timings(cases: list[Case], backend: str, with_sweep: bool, pool) -> None:
     configs = [(case, config) for case in cases for config in _configs(case, with_sweep)]
-    for line in pool.imap_unordered(_compile_timed, configs):
+    jobs = [(case, config, backend) for case, config in configs]
+    for line in pool.imap_unordered(_compile_timed, jobs):
         if line:
             print(line)
     bandwidth, flops = _measure_bandwidth(), _measure_flops()
@@ -119,7 +144,7 @@ def _print_timings(cases: list[Case], with_sweep: bool, pool) -> None:
     print(f"\n{'timed':28} {'us':>9} {'floor us':>9} {'of floor':>8}  {'torch us':>9}  tile")
     for case, config in configs:
         world = _timed_world(case)
-        spent = _time_case(world, config)
+        spent = _time_case(world, config, backend)
         floor = _bytes(case) / bandwidth if case.is_decode else _flops(case) / flops
         other = _time_torch(world) if config is None else None
         other_text = f"{other * 1e6:9.1f}" if other is not None else " " * 9
@@ -157,13 +182,13 @@ def _use_config(config: plan.KernelConfig | None):
 
 
 @torch.inference_mode()
-def _compile_timed(job: tuple[Case, plan.KernelConfig | None]) -> str:
-    """Fills the disk cache of Triton; a shape that does not fit the GPU is reported."""
-    case, config = job
+def _compile_timed(job: tuple[Case, plan.KernelConfig | None, str]) -> str:
+    """Fills the caches of compiled kernels on disk; a shape that does not fit the GPU is reported."""
+    case, config, backend = job
     try:
         world = _timed_world(case)
         with _use_config(config):
-            world.run(make_backend(world), save_kv_cache=False)
+            world.run(make_backend(world, backend), save_kv_cache=False)
         torch.cuda.synchronize()
     except Exception as error:  # a tile shape of a sweep may not fit
         return f"{case.name}: {config}: {type(error).__name__}: {str(error)[:100]}"
@@ -173,9 +198,9 @@ def _compile_timed(job: tuple[Case, plan.KernelConfig | None]) -> str:
 
 
 @torch.inference_mode()
-def _time_case(world: World, config: plan.KernelConfig | None) -> float:
-    """Seconds of one layer's attention, without the write to the cache."""
-    backend, batch = make_backend(world), world.batch()
+def _time_case(world: World, config: plan.KernelConfig | None, name: str) -> float:
+    """Seconds of one layer's attention, without the write to the cache and the plan of the step."""
+    backend, batch = make_backend(world, name), world.batch()
     batch.attn_backend = backend
     backend.init_forward_metadata(batch)
     inputs = world.inputs()

@@ -1,4 +1,4 @@
-"""The Triton attention backend on a GPU, against attention written out in float32. See `run_attention.py`."""
+"""Attention backends on a GPU, against attention written out in float32. See `run_attention.py`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,27 @@ def _name(case, dtype) -> str:
     return f"{case.name.replace(' ', '_')}-{str(dtype).removeprefix('torch.')}"
 
 
+PACKAGES = {"triton": "triton", "flashinfer": "flashinfer", "fa3": "sgl_kernel"}
+
+
+@pytest.fixture(params=PACKAGES)
+def backend(request) -> str:
+    pytest.importorskip(PACKAGES[request.param])
+    if request.param == "fa3" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("fa3 needs a Hopper GPU")
+    return request.param
+
+
 @pytest.mark.parametrize("case, dtype", CASE_DTYPES, ids=[_name(*pair) for pair in CASE_DTYPES])
-def test_against_the_oracle(case, dtype):
+def test_against_the_oracle(case, dtype, backend):
     world = World(case, dtype, "cuda")
-    found = errors(world.run(make_backend(world)), world.expected())
+    found = errors(world.run(make_backend(world, backend)), world.expected())
     assert is_within(found, dtype), found
 
 
 @pytest.mark.parametrize("case", CAPTURED, ids=[c.name.replace(" ", "_") for c in CAPTURED])
-def test_captured_decodes_follow_the_lengths_of_a_replay(case):
+def test_captured_decodes_follow_the_lengths_of_a_replay(case, backend):
     world = World(case, torch.bfloat16, "cuda")
     with torch.inference_mode():
-        found = errors(world.run_captured(make_backend(world)), world.expected())
+        found = errors(world.run_captured(make_backend(world, backend)), world.expected())
     assert is_within(found, world.dtype), found

@@ -44,6 +44,7 @@ _INTERNVL = "InternVLForConditionalGeneration"
 _INTERNVL_CHAT = "InternVLChatModel"
 _INTERNLM2 = {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False}
 _QWEN2_AUDIO = "Qwen2AudioForConditionalGeneration"
+_MLLAMA = "MllamaForConditionalGeneration"
 
 VLM_CASES: dict[str, MediaCase] = {
     "internvl": MediaCase(_INTERNVL),
@@ -65,6 +66,19 @@ VLM_CASES: dict[str, MediaCase] = {
         _INTERNVL_CHAT,
         text=_INTERNLM2,
         vision={"qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False},
+    ),
+    "mllama": MediaCase(_MLLAMA),
+    # Squares of nine patches, other shapes of pictures, and the first and last layers attending to them.
+    "mllama-three-tiles": MediaCase(
+        _MLLAMA,
+        text={"cross_attention_layers": [0, 4]},
+        vision={
+            "image_size": 42,
+            "max_num_tiles": 3,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [1, 3], [3, 1], [1, 1], [3, 1]],
+            "intermediate_layers_indices": [2, 0, 1],
+            "vision_output_dim": 128,
+        },
     ),
     "qwen2-audio": MediaCase(_QWEN2_AUDIO),
     "qwen2-vl": MediaCase(_QWEN2_VL),

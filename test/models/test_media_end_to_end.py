@@ -39,6 +39,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def prompt_of(placeholder: str) -> str:
+    return f"see {placeholder} and {placeholder}{placeholder}, which?"
+
+
 def pictures() -> list[Any]:
     rng = np.random.default_rng(0)
     sizes = ((60, 30), (28, 28), (40, 61))
@@ -53,6 +57,21 @@ def sounds() -> list[Any]:
 def tiles(parts: Any, images: list[Any]) -> dict[str, torch.Tensor]:
     found = parts.image_processor(images=images, crop_to_patches=True, return_tensors="pt")
     return {"pixel_values": found["pixel_values"]}
+
+
+def tiles_across(parts: Any, images: list[Any]) -> dict[str, torch.Tensor]:
+    """As Llama 3.2's processor, which says too which token sees which picture."""
+    from transformers.models.mllama import processing_mllama as processing
+
+    found = parts.image_processor(images=[images], return_tensors="pt")
+    token_id = parts.tokenizer.convert_tokens_to_ids("<|image|>")
+    ids = [*parts.tokenizer.encode(prompt_of("<|image|>")), 0]  # and an answer
+    spans = processing.get_cross_attention_token_mask(ids, token_id)
+    num_tiles = found.pop("num_tiles")
+    mask = processing.convert_sparse_cross_attention_mask_to_dense(
+        [spans], torch.as_tensor(num_tiles).tolist(), 4, len(ids)
+    )
+    return {**found, "cross_attention_mask": torch.from_numpy(mask)}
 
 
 def mels(parts: Any, waves: list[Any]) -> dict[str, torch.Tensor]:
@@ -70,6 +89,7 @@ def mels(parts: Any, waves: list[Any]) -> dict[str, torch.Tensor]:
 CASES = [
     ("InternVLForConditionalGeneration", "<IMG_CONTEXT>", "image_data", pictures, tiles),
     ("InternVLChatModel", "<IMG_CONTEXT>", "image_data", pictures, tiles),
+    ("MllamaForConditionalGeneration", "<|image|>", "image_data", pictures, tiles_across),
     ("Qwen2AudioForConditionalGeneration", "<|AUDIO|>", "audio_data", sounds, mels),
 ]
 
@@ -94,7 +114,7 @@ def test_media_to_logits(
     processor = get_mm_processor(
         ModelConfig(folder).hf_config, ServerArgs(model_path=folder), parts
     )
-    prompt = tokenizer.encode(f"see {placeholder} and {placeholder}{placeholder}, which?")
+    prompt = tokenizer.encode(prompt_of(placeholder))
     request = {"image_data": None, "audio_data": None, kind: media()}
     result = asyncio.run(
         processor.process_mm_data_async(

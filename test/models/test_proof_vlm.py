@@ -12,14 +12,18 @@ from models.configs_vlm import VLM_CASES
 from models.record import note
 
 from sglang.srt.managers.step_plan import StepPlan
+from sglang.srt.model_executor import encoder_rows
 from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.models import gemma3_mm
+from sglang.srt.models import mllama as mllama_model
 from sglang.srt.multimodal import intake
 from sglang.srt.multimodal.inputs import MultimodalDataItem
+from sglang.verify import media_corrections
 from sglang.verify.forms import Ask, Form, batch_of, forms_named
 from sglang.verify.media import MediaPrompt, MediaProof, require_family
 from sglang.verify.media_forms import media_forms
 from sglang.verify.media_tiny import write_media_config
+from sglang.verify.ranks import TP_MEDIA_FORM, TP_SIZES, Ranks, prove_on_ranks
 from sglang.verify.tiny import tiny_config
 
 
@@ -82,13 +86,18 @@ def test_every_parameter_counts(proof: MediaProof) -> None:
         original = parameter.detach().clone()
         noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            parameter += 0.1 * original.std() * noise
+            parameter += 0.1 * _spread(original) * noise
         if proof.run(whole).passed:
             unnoticed.append(name)
         with torch.no_grad():
             parameter.copy_(original)
     assert not unnoticed
     assert proof.run(whole).passed, "the parameters were not restored"
+
+
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    """Of the gate of a whole layer, which is one number, its size."""
+    return values.std() if values.numel() > 1 else values.abs()
 
 
 # --- controls: what must be noticed
@@ -205,3 +214,112 @@ def test_images_that_chunks_cut_are_noticed(
     assert gemma3.run(form).passed
     monkeypatch.setattr(intake.RequestMedia, "chunk", lambda self, start, wanted, *rest: wanted)
     assert not gemma3.run(form).passed
+
+
+# --- Llama 3.2 Vision: pictures are attended to across
+
+
+@pytest.fixture
+def mllama(tmp_path_factory: pytest.TempPathFactory) -> MediaProof:
+    raw = VLM_CASES["mllama"].config()
+    folder = write_media_config(raw, tmp_path_factory.mktemp("mllama"))
+    return MediaProof(str(folder), require_family(raw["architectures"]), raw)
+
+
+def _mllama_forms(part: str) -> list[Form]:
+    return [form for form in media_forms(PROMPTS["mllama"]) if part in form.name]
+
+
+_PICTURES_FIRST = Form(
+    "pictures first", (Ask("image first", num_tokens=4), Ask("side by side first", num_tokens=4))
+)
+
+
+def test_tokens_before_the_first_picture_see_none(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There transformers is corrected; elsewhere it is as it is. Uncorrected, what comes later changes what was said before."""
+    monkeypatch.setattr(media_corrections, "_CORRECTIONS", {})
+    raw = VLM_CASES["mllama"].config()
+    folder = write_media_config(raw, tmp_path_factory.mktemp("uncorrected"))
+    proof = MediaProof(str(folder), require_family(raw["architectures"]), raw)
+    assert proof.run(_PICTURES_FIRST).passed
+    assert not proof.run(IMAGES).passed
+    one, other = (proof.media[name] for name in ("two images", "second differs"))
+    before = one.media_at[0]
+    assert one.token_ids == other.token_ids
+    names = ("two images", "second differs")
+    theirs = [proof.logits_of(f"0-{name}", one.token_ids)[:before] for name in names]
+    assert not torch.allclose(*theirs, atol=1e-3)
+
+
+def test_pictures_that_are_seen_by_all_tokens_behind_them_are_noticed(
+    mllama: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mllama.run(IMAGES).passed
+    honest = mllama_model.views_of
+
+    def views_of(places: list[int], rows: list[int]) -> list[tuple[int, int, int]]:
+        return [(place, 0, end) for place, _, end in honest(places, rows)]
+
+    monkeypatch.setattr(mllama_model, "views_of", views_of)
+    assert not mllama.run(IMAGES).passed
+
+
+def test_encoder_keys_of_another_request_are_noticed(
+    mllama: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys are written for the request that brings them, and nobody else's are read."""
+    form = Form("two at once", (Ask("image", num_tokens=3), Ask("other image", num_tokens=3)))
+    assert mllama.run(form).passed
+    honest = encoder_rows.EncoderRows.update
+
+    def update(self: Any, media: Any) -> Any:
+        return {row: slots[::-1].copy() for row, slots in honest(self, media).items()}
+
+    monkeypatch.setattr(encoder_rows.EncoderRows, "update", update)
+    assert mllama.run(form).passed, "keys have no order of their own within one picture"
+
+    def shifted(self: Any, media: Any) -> Any:
+        return {row: slots + 1 for row, slots in honest(self, media).items()}
+
+    monkeypatch.setattr(encoder_rows.EncoderRows, "update", shifted)
+    assert not mllama.run(form).passed
+
+
+def test_the_tower_of_tiles_runs_once_for_the_same_picture(
+    mllama: MediaProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together and later; keys of its own are what each request has."""
+    model: Any = mllama.subject(1).model
+    honest, runs = model.visual.forward, []
+
+    def forward(pixels: torch.Tensor, ratio_ids: list[int]) -> torch.Tensor:
+        runs.append(len(pixels))
+        return honest(pixels, ratio_ids)
+
+    monkeypatch.setattr(model.visual, "forward", forward)
+    asks = (*(Ask("image", num_tokens=2) for _ in range(7)), Ask("image", None, 2))
+    assert mllama.run(Form("eight", asks, expects=(batch_of(7, "decode"),))).passed
+    assert runs == [1]
+    runs.clear()
+    assert mllama.run(Form("twice", (Ask("image twice", num_tokens=2),))).passed
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("part", ["another image, page 1", "second image differs", "together"])
+def test_colliding_pad_values_of_pictures_leak_nothing(
+    mllama: MediaProof, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _collide(monkeypatch)
+    for form in _mllama_forms(part):
+        result = mllama.run(form)
+        assert result.passed, result.detail
+
+
+@pytest.mark.parametrize("tp_size", TP_SIZES)
+def test_pictures_on_ranks(mllama: MediaProof, tp_size: int) -> None:
+    """Two key heads on four ranks too."""
+    with Ranks(tp_size) as ranks:
+        (result,) = prove_on_ranks(ranks, mllama, tp_size, (TP_MEDIA_FORM,))
+    assert result.passed, result.detail

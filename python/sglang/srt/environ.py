@@ -282,7 +282,9 @@ class Envs:
 
     # Media
     SGLANG_VLM_CACHE_SIZE_MB = EnvInt(100, "cache of image embeddings, MiB", minimum=0)
-    SGLANG_IMAGE_MAX_PIXELS = EnvInt(16384 * 28 * 28, "pixels of one image", minimum=1)
+    SGLANG_IMAGE_MAX_PIXELS = EnvInt(
+        16384 * 28 * 28, "pixels of one resized image; unset: by model", minimum=1
+    )
     SGLANG_MEDIA_MAX_PIXELS = EnvInt(
         2**26, "pixels of an image or frame that is decoded", minimum=1
     )

@@ -69,7 +69,7 @@ class HFMediaModel:
         ignore_eos: bool = False,
     ) -> MediaAnswer:
         """Greedy, for a rendered prompt. `images` are PIL images, `audios` float arrays at the model's sample rate."""
-        inputs = self._inputs(prompt, list(images), list(audios))
+        inputs = self.inputs_of(prompt, list(images), list(audios))
         count = inputs["input_ids"].shape[1]
         options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         options |= {"eos_token_id": None} if ignore_eos else {}
@@ -93,25 +93,33 @@ class HFMediaModel:
             final_logits=logits[0],
         )
 
-    def _inputs(self, prompt: str, images: list[Any], audios: list[Any]) -> dict[str, Any]:
+    def inputs_of(
+        self,
+        prompt: str,
+        images: list[Any],
+        audios: list[Any],
+        add_special_tokens: bool = False,
+    ) -> dict[str, Any]:
+        """What the model takes, on its device. `add_special_tokens`: as for a text that is no rendered conversation."""
+        texts = {"return_tensors": "pt", "add_special_tokens": add_special_tokens}
         if not images and not audios:
-            ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+            ids = self.tokenizer(prompt, **texts)
             inputs = {key: ids[key] for key in ("input_ids", "attention_mask")}
         elif self._processor is not None:
             media = {"images": images or None, "audio": audios or None}
             given = {key: value for key, value in media.items() if value is not None}
-            inputs = self._processor(
-                text=[prompt], return_tensors="pt", add_special_tokens=False, **given
-            )
+            inputs = self._processor(text=[prompt], **texts, **given)
         else:
-            inputs = self._inputs_of_parts(prompt, images)
+            inputs = self._inputs_of_parts(prompt, images, texts)
         dtype = self.model.dtype
         return {
             key: value.to(self.model.device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
 
-    def _inputs_of_parts(self, prompt: str, images: list[Any]) -> dict[str, Any]:
+    def _inputs_of_parts(
+        self, prompt: str, images: list[Any], texts: dict[str, Any]
+    ) -> dict[str, Any]:
         """As the processor of Qwen-VL does: one placeholder becomes as many as the image has rows."""
         assert self._image_processor is not None
         features = dict(self._image_processor(images=images, return_tensors="pt"))
@@ -122,7 +130,7 @@ class HFMediaModel:
         text = first + "".join(
             pad * count + piece for count, piece in zip(rows, others, strict=True)
         )
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        ids = self.tokenizer(text, **texts)
         kinds = (ids["input_ids"] == token_id).int()
         return {
             "input_ids": ids["input_ids"],

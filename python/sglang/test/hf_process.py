@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
-from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.hf_transformers_utils import get_tokenizer, read_config_dict
+from sglang.test.hf_media import HFMediaModel
 from sglang.test.model_output import NUM_TOP_LOGPROBS, ModelOutput
+from sglang.verify.media import family_of
 from sglang.verify.reference import ReferenceModel, fetch_checkpoint
 
 MODEL_TYPES = ("generation", "embedding", "reward", "cross_encoder")
@@ -33,11 +36,15 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One call of `HFRunner.forward`. A prompt is a text or token ids; for a cross encoder a pair of texts."""
+    """One call of `HFRunner.forward`. A prompt is a text or token ids; for a cross encoder a pair of texts.
+
+    `images` has for every prompt its PIL images; such a prompt is a text with the model's placeholders.
+    """
 
     prompts: list[Any]
     max_new_tokens: int
     token_ids_logprob: list[int] | None
+    images: list[list[Any]] = dataclasses.field(default_factory=list)
 
 
 def serve(connection: Connection, load: Load) -> None:
@@ -65,7 +72,9 @@ def _describe(error: Exception) -> str:
 
 def _answerer(load: Load) -> Any:
     if load.model_type == "generation":
-        return _Generator(load)
+        folder = fetch_checkpoint(load.model_path)
+        takes_media = family_of(read_config_dict(folder).get("architectures") or []) is not None
+        return _MediaGenerator(load, folder) if takes_media else _Generator(load, folder)
     return _Embedder(load) if load.model_type == "embedding" else _Scorer(load)
 
 
@@ -76,9 +85,8 @@ def _device() -> str:
 class _Generator:
     """Greedy continuations with the logprobs of every position."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, folder: str) -> None:
         self._with_logprobs = not load.output_str_only
-        folder = fetch_checkpoint(load.model_path)
         self._tokenizer = get_tokenizer(folder, trust_remote_code=load.trust_remote_code)
         self._reference = ReferenceModel(
             folder,
@@ -94,18 +102,26 @@ class _Generator:
                 setattr(output, name, [])
             if ask.token_ids_logprob is not None:
                 output.token_ids_input_logprobs, output.token_ids_output_logprobs = [], []
-        for prompt in ask.prompts:
-            self._append(output, prompt, ask)
+        for index, prompt in enumerate(ask.prompts):
+            self._append(output, prompt, ask.images[index] if ask.images else [], ask)
         return output
 
-    def _append(self, output: ModelOutput, prompt: Any, ask: Ask) -> None:
+    def _say(
+        self, prompt: Any, images: list[Any], max_new_tokens: int
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """New ids, what was said to choose each [n, V], and what was said behind every token of the prompt. Raises ConfigError."""
+        if images:
+            raise ConfigError("image_data was given to a model that takes no images")
         ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        new_ids, scores = self._continue(ids, ask.max_new_tokens)
+        return *self._continue(ids, max_new_tokens), self._reference.logits(ids)
+
+    def _append(self, output: ModelOutput, prompt: Any, images: list[Any], ask: Ask) -> None:
+        new_ids, scores, logits = self._say(prompt, images, ask.max_new_tokens)
         output.output_ids.append(new_ids)
         output.output_strs.append(self._tokenizer.decode(new_ids, skip_special_tokens=True))
         if not self._with_logprobs:
             return
-        prefill = torch.log_softmax(self._reference.logits(ids), dim=-1)
+        prefill = torch.log_softmax(logits, dim=-1)
         decode = torch.log_softmax(scores.float(), dim=-1)
         best = decode.topk(NUM_TOP_LOGPROBS)
         output.top_input_logprobs.append(prefill.topk(NUM_TOP_LOGPROBS).values.tolist())
@@ -144,6 +160,41 @@ class _Generator:
             rows.append(self._reference.logits([*ids, *new_ids])[-1])
             new_ids.append(int(rows[-1].argmax()))
         return new_ids, torch.stack(rows)
+
+
+class _MediaGenerator(_Generator):
+    """As `_Generator`, for a model that takes images, with its processor."""
+
+    def __init__(self, load: Load, folder: str) -> None:
+        self._with_logprobs = not load.output_str_only
+        self._seeing = HFMediaModel(folder, load.dtype, _device(), load.trust_remote_code)
+        self._tokenizer = self._seeing.tokenizer
+
+    @torch.inference_mode()
+    def _say(
+        self, prompt: Any, images: list[Any], max_new_tokens: int
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        model = self._seeing.model
+        if isinstance(prompt, str):
+            inputs = self._seeing.inputs_of(prompt, images, [], add_special_tokens=True)
+        elif images:
+            raise ConfigError("a prompt with image_data must be a text")
+        else:
+            ids = torch.tensor([list(prompt)], device=model.device)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        logits = model(**inputs, use_cache=False).logits[0].float().cpu()
+        found = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        scores = torch.stack([step[0] for step in found.logits]).float().cpu()
+        return found.sequences[0, inputs["input_ids"].shape[1] :].tolist(), scores, logits
 
 
 class _Embedder:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.multimodal.media.loader import LoadOptions, load_image
+from sglang.srt.multimodal.media.sources import SourcePolicy
 from sglang.srt.utils.errors import ConfigError
 from sglang.test.hf_process import MODEL_TYPES, Ask, Load, serve
 from sglang.test.model_output import (
@@ -90,10 +92,15 @@ class HFRunner:
         lora_paths: list[str] | None = None,
         token_ids_logprob: list[int] | None = None,
     ) -> ModelOutput:
-        """What the model says to every prompt (`DEFAULT_PROMPTS` by default)."""
-        _refuse_media_and_adapters(image_data, lora_paths)
-        asked = DEFAULT_PROMPTS if prompts is None else prompts
-        self._connection.send(Ask(list(asked), max_new_tokens, token_ids_logprob))
+        """What the model says to every prompt (`DEFAULT_PROMPTS` by default).
+
+        `image_data` has for every prompt an image (as `Engine` takes them), a list of images, or None; the prompt is then a text with the
+        model's placeholders. Raises ValueError for another number of entries.
+        """
+        _refuse_adapters(lora_paths)
+        asked = list(DEFAULT_PROMPTS if prompts is None else prompts)
+        images = [_loaded(entry) for entry in _per_prompt(image_data, asked)]
+        self._connection.send(Ask(asked, max_new_tokens, token_ids_logprob, images))
         return _receive(self._connection)
 
     def terminate(self) -> None:
@@ -189,15 +196,17 @@ class SRTRunner:
         top_k: int | None = None,
         token_ids_logprob: list[int] | None = None,
     ) -> ModelOutput:
-        """Prompts one by one, with logprobs from position 0. Raises ValueError when a text is empty."""
-        _refuse_media_and_adapters(image_data, lora_paths)
-        asked = DEFAULT_PROMPTS if prompts is None else prompts
+        """Prompts one by one, with logprobs from position 0; `image_data` as for `HFRunner`. Raises ValueError when a text is empty."""
+        _refuse_adapters(lora_paths)
+        asked = list(DEFAULT_PROMPTS if prompts is None else prompts)
+        images = _per_prompt(image_data, asked)
         if self.model_type != "generation":
-            return self._encode(asked)
+            return self._encode(asked, images)
         output = ModelOutput(**{name: [] for name in _GENERATED})
-        for prompt in asked:
+        for prompt, image in zip(asked, images, strict=True):
             answer = self.engine.generate(
                 **_prompt(prompt),
+                image_data=image,
                 sampling_params=_greedy(max_new_tokens, top_k),
                 return_logprob=True,
                 logprob_start_len=logprob_start_len,
@@ -216,12 +225,15 @@ class SRTRunner:
         lora_paths: list[str] | None = None,
     ) -> ModelOutput:
         """All prompts in one call: texts and token ids only."""
-        _refuse_media_and_adapters(image_data, lora_paths)
-        asked = DEFAULT_PROMPTS if prompts is None else prompts
+        _refuse_adapters(lora_paths)
+        asked = list(DEFAULT_PROMPTS if prompts is None else prompts)
+        images = _per_prompt(image_data, asked)
         if self.model_type != "generation":
-            return self._encode(asked)
+            return self._encode(asked, images)
         is_text = all(isinstance(prompt, str) for prompt in asked)
-        batch = {"prompt" if is_text else "input_ids": list(asked)}
+        batch: dict[str, Any] = {"prompt" if is_text else "input_ids": asked}
+        if any(image is not None for image in images):
+            batch["image_data"] = images
         answers = self.engine.generate(**batch, sampling_params=_greedy(max_new_tokens, None))
         for prompt, answer in zip(asked, answers, strict=True):
             _refuse_empty(prompt, answer)
@@ -244,7 +256,9 @@ class SRTRunner:
         """End the engine; safe to call twice."""
         self.engine.shutdown()
 
-    def _encode(self, prompts: list[Any]) -> ModelOutput:
+    def _encode(self, prompts: list[Any], images: list[Any]) -> ModelOutput:
+        if any(image is not None for image in images):
+            raise ConfigError("image_data is supported for model_type='generation' only")
         answers = [self.engine.encode(prompt)["embedding"] for prompt in prompts]
         if self.model_type == "embedding":
             return ModelOutput(embed_logits=answers)
@@ -333,13 +347,24 @@ def _check_model_type(model_type: str) -> None:
         )
 
 
-def _refuse_media_and_adapters(image_data: Any, lora_paths: Any) -> None:
+def _refuse_adapters(lora_paths: Any) -> None:
     if lora_paths is not None and any(lora_paths):
         raise ConfigError("lora_paths are not supported yet; merge the adapters into the model")
-    if image_data is not None and any(item is not None for item in image_data):
-        raise ConfigError(
-            "image_data is not supported here; `sglang verify` compares models that take images"
-        )
+
+
+def _per_prompt(image_data: list[Any] | None, prompts: list[Any]) -> list[Any]:
+    images = [None] * len(prompts) if image_data is None else list(image_data)
+    if len(images) != len(prompts):
+        raise ValueError(f"image_data has {len(images)} entries for {len(prompts)} prompts")
+    return images
+
+
+def _loaded(entry: Any) -> list[Any]:
+    """The PIL images of one prompt. Raises RequestError for what is no image."""
+    if entry is None:
+        return []
+    options = LoadOptions(SourcePolicy(any_path=True))
+    return [load_image(item, options) for item in (entry if isinstance(entry, list) else [entry])]
 
 
 def _receive(connection: Connection) -> Any:

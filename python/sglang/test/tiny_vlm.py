@@ -30,6 +30,7 @@ _PLACEHOLDERS = {
     "Qwen2": (_QWEN % "image", _QWEN % "video", ""),
     "LlavaOnevision": ("<image>", "<video>", ""),
     "Llava": ("<image>", "", ""),
+    "Mllama": ("<|image|>", "", ""),
 }
 
 

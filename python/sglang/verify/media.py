@@ -16,6 +16,7 @@ from sglang.srt.multimodal.transport import pack
 from sglang.srt.utils.errors import ConfigError
 from sglang.verify.comparison import RELATIVE_BOUND
 from sglang.verify.forms import Ask, Material
+from sglang.verify.media_corrections import correct_reference
 from sglang.verify.media_published import as_transformers
 from sglang.verify.proof import Proof
 from sglang.verify.reference import Continuation, ReferenceModel
@@ -66,6 +67,7 @@ class MediaReference(ReferenceModel):
                 trust_remote_code=trust_remote_code,
             )
         self.model.eval()
+        correct_reference(self.model)
         self.vocab_size = self.model.config.get_text_config().vocab_size
         self.seen: MediaPrompt | None = None
 
@@ -107,6 +109,9 @@ class MediaProof(Proof):
         media = self.media.get(ask.prompt)
         packed = None if media is None else pack(media.inputs_for(prompt))
         session.submit(rid, prompt, self.material.num_tokens_of(ask), ask.logprobs, packed)
+
+    def packed_media(self) -> dict[str, bytes]:
+        return {name: pack(one.inputs_for(one.token_ids)) for name, one in self.media.items()}
 
     def expect(self, ask: Ask, trace: Trace) -> Continuation:
         """As in `Proof`; answers are told apart by the name of the prompt, for other pictures give the same ids."""

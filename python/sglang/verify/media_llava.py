@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,19 @@ class Llava:
         if "image_grid_pinpoints" in raw:
             settings["image_grid_pinpoints"] = raw["image_grid_pinpoints"]
         write_settings(Path(folder), settings)
+        whole = {"processor_class": f"{self.processor}Processor", **self.processor_settings(raw)}
+        Path(folder, "processor_config.json").write_text(json.dumps(whole, indent=2))
         name_specials(Path(folder), dict(zip(self.silent_ids(raw), _TOKENS, strict=False)))
+
+    def processor_settings(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """What published checkpoints say in processor_config.json."""
+        vision = raw["vision_config"]
+        return {
+            "image_token": _TOKENS[0],
+            "patch_size": vision["patch_size"],
+            "num_additional_image_tokens": int(vision["model_type"] == "clip_vision_model"),
+            "vision_feature_select_strategy": raw["vision_feature_select_strategy"],
+        }
 
 
 class LlavaNext(Llava):
@@ -133,6 +146,15 @@ class LlavaOnevision(LlavaNext):
             "second differs": several["second differs"],
             "video": lay([text(7), video, text(9)]),
             "image and video": lay([text(4), video, text(5), second, text(6)]),
+        }
+
+    def processor_settings(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "image_token": _TOKENS[0],
+            "video_token": _TOKENS[1],
+            "num_image_tokens": _layout(raw).side ** 2,
+            "vision_feature_select_strategy": raw["vision_feature_select_strategy"],
+            "vision_aspect_ratio": raw.get("vision_aspect_ratio", "anyres_max_9"),
         }
 
     def whole(self, raw: Mapping[str, Any], generator: torch.Generator) -> Medium:

@@ -117,7 +117,7 @@ def name_specials(folder: Path, names: Mapping[int, str]) -> None:
     vocab = tokenizer["model"]["vocab"]
     by_id = {index: token for token, index in vocab.items()}
     for index, name in names.items():
-        del vocab[by_id[index]]
+        vocab.pop(by_id.get(index), None)  # some stand behind the vocabulary
         vocab[name] = index
         added = {"id": index, "content": name, "special": True, "normalized": False}
         flags = {"single_word": False, "lstrip": False, "rstrip": False}

@@ -86,6 +86,10 @@ class Proof:
     def _submit(self, rid: str, ask: Ask, prompt: list[int], session: Session) -> None:
         session.submit(rid, prompt, self.material.num_tokens_of(ask), ask.logprobs)
 
+    def packed_media(self) -> dict[str, bytes]:
+        """The media of prompts that have some, by name, as requests bring them."""
+        return {}
+
     def name_in_reference(self, tensor: str) -> str:
         """What the reference calls a tensor of the checkpoint."""
         return tensor

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import multiprocessing
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
@@ -43,6 +43,17 @@ TP_FORM = Form(
     ),
     Schedule(chunk_size=16, mixed_chunk=True),
 )
+# The same for a model that takes media.
+TP_MEDIA_FORM = Form(
+    "images beside text, chunks and mixed decode",
+    (
+        Ask("two images", num_tokens=6),
+        Ask("short", num_tokens=6),
+        Ask("image", 2, num_tokens=6),
+        Ask("image", None, num_tokens=3),
+    ),
+    Schedule(chunk_size=16, mixed_chunk=True),
+)
 # Seconds: a rank that waits longer for the others has lost them.
 _PATIENCE = 120.0
 
@@ -60,6 +71,7 @@ class Job:
     tp_size: int
     forms: tuple[Form, ...]
     material: Material
+    media: Mapping[str, bytes]  # packed, by the name of the prompt
 
 
 class Ranks:
@@ -123,11 +135,14 @@ class Ranks:
 
 
 def prove_on_ranks(
-    ranks: Ranks, proof: Proof, tp_size: int, forms: Sequence[Form] = (TP_FORM,)
+    ranks: Ranks, proof: Proof, tp_size: int, forms: Sequence[Form] | None = None
 ) -> list[FormResult]:
-    """The forms on `tp_size` ranks against the proof's reference. Raises RanksFailed."""
+    """The forms (None: those above that the model has) on `tp_size` ranks against the proof's reference. Raises RanksFailed."""
+    media = proof.packed_media()
+    if forms is None:
+        forms = (TP_FORM, TP_MEDIA_FORM) if {"image", "two images"} <= media.keys() else (TP_FORM,)
     bare = tuple(dataclasses.replace(form, expects=()) for form in forms)
-    job = Job(proof.folder, proof.config, tp_size, bare, proof.material)
+    job = Job(proof.folder, proof.config, tp_size, bare, proof.material, media)
     results = []
     for form, traces in zip(forms, ranks.play(job), strict=True):
         found = Difference()
@@ -202,16 +217,19 @@ def _play(job: Job, rank: int, meeting: str) -> list[list[Trace]]:
                 config = dataclasses.replace(job.config, page_size=page_size)
                 subjects[page_size] = Subject(job.folder, config)
             session = subjects[page_size].session(form.schedule)
-            _play_form(form, session, job.material)
+            _play_form(form, session, job)
             answer.append([_sendable(trace, rank) for trace in session.traces.values()])
         return answer
     finally:
         destroy_distributed_environment()
 
 
-def _play_form(form: Form, session: Session, material: Material) -> None:
+def _play_form(form: Form, session: Session, job: Job) -> None:
+    material = job.material
+
     def submit(rid: str, ask: Ask, prompt: list[int]) -> None:
-        session.submit(rid, prompt, material.num_tokens_of(ask), ask.logprobs)
+        media = job.media.get(ask.prompt)
+        session.submit(rid, prompt, material.num_tokens_of(ask), ask.logprobs, media)
 
     play_form(form, session, material, submit)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention as HFVisionAttention
 
+from sglang.srt import server_args
 from sglang.srt.layers.attention import vision_utils
 from sglang.srt.layers.attention.vision import SingletonCache, VisionAttention
 from sglang.srt.layers.rotary_embedding import apply_rotary_pos_emb
@@ -102,6 +103,20 @@ def test_own_position_applier() -> None:
     torch.testing.assert_close(
         own(x, position_embeddings=positions), plain(x, position_embeddings=positions)
     )
+
+
+@torch.no_grad()
+def test_the_flag_wins_over_the_backend_of_a_model_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU all of them are torch's attention."""
+    x, cu_seqlens = torch.randn(10, E), torch.tensor([0, 4, 10])
+    monkeypatch.setattr(server_args, "_global_server_args", None)
+    plain, asked = make(), make(qkv_backend="triton_attn")
+    assert (plain.backend, asked.backend) == ("sdpa", "triton_attn")
+    asked.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(asked(x, cu_seqlens), plain(x, cu_seqlens))
+    flags = server_args.ServerArgs(mm_attention_backend="triton_attn")
+    monkeypatch.setattr(server_args, "_global_server_args", flags)
+    assert make(qkv_backend="sdpa").backend == "triton_attn"
 
 
 def test_refusals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang.srt.constrained import compile_process
 from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import GrammarManager, register_grammar_backend
 from sglang.srt.utils.errors import ConfigError, RequestError
@@ -55,6 +57,19 @@ def outcome(manager: GrammarManager, kind: str, text: str):
     future = manager.submit(kind, text)
     wait(manager, future)
     return future.matcher()
+
+
+def test_a_worker_that_hangs_took_too_long(fake_backend, monkeypatch):
+    """It is killed, and the next grammar gets another one."""
+    monkeypatch.setattr(compile_process, "_GRACE", 0.1)
+    worker = compile_process.CompileProcess(fake_backend.make_recipe("any", 64, [2], None), 64)
+    worker.start()
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    with pytest.raises(compile_process.CompileTimeoutError):
+        worker.compile("regex", "fine", 0.1)
+    monkeypatch.undo()
+    assert worker.compile("regex", "fine", 60.0).startswith(b"regex:fine")
+    worker.kill()
 
 
 def test_a_grammar_is_compiled_in_another_process_once(make_manager):

@@ -415,14 +415,14 @@ def test_latent_pools_keep_scaled_codes(is_split: bool) -> None:
 
 def test_the_flag_chooses_the_pool() -> None:
     cpu = CpuPlatform()
-    backends = ("torch_native", "triton")
+    backends = ("torch_native", "triton", "flashinfer")
     assert choose_kv_dtype("auto", backends, cpu) is None
-    assert choose_kv_dtype("auto", ("flashinfer",), cpu) is None
+    assert choose_kv_dtype("auto", ("fa3",), cpu) is None
     assert choose_kv_dtype("bf16", backends, cpu) == torch.bfloat16
     assert choose_kv_dtype("fp8_e5m2", backends, cpu) == E5M2
     assert choose_kv_dtype("fp8_e4m3", backends, cpu, "scales.json") == E4M3
-    with pytest.raises(ConfigError, match="fp8_e4m3 is not implemented .*'flashinfer'"):
-        choose_kv_dtype("fp8_e4m3", ("triton", "flashinfer"), cpu)
+    with pytest.raises(ConfigError, match="fp8_e4m3 is not implemented .*'fa3'"):
+        choose_kv_dtype("fp8_e4m3", ("triton", "fa3"), cpu)
     for name in ("auto", "fp8_e5m2"):
         with pytest.raises(ConfigError, match=f"param-path is for .* '{name}'"):
             choose_kv_dtype(name, backends, cpu, "scales.json")

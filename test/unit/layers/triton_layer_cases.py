@@ -6,12 +6,14 @@ In the interpreter it needs TRITON_INTERPRET=1 before Triton is imported, hence 
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
 import torch
 
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+from sglang.srt.layers.attention.vision import _attend_by_sequence
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.layers.triton_ops import choose, graph_inputs
@@ -21,6 +23,7 @@ from sglang.srt.layers.triton_ops.gated import gated_activation
 from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
 from sglang.srt.layers.triton_ops.norm import rms_norm
 from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
+from sglang.srt.layers.triton_ops.vision_attention import attend_within
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -210,3 +213,38 @@ def test_graph_inputs_are_padded():
     padding = torch.tensor([0, 0, 1, 0, 0])
     assert torch.equal(buffer[:, 3:140], padding[:, None].expand(-1, 137))
     assert (buffer[:, 140:] == 9).all()
+
+
+@pytest.mark.parametrize("num_apart", [3, 40])
+def test_graph_inputs_with_three_axes(num_apart):
+    """`num_apart`: numbers from one axis to the next, as in a part of a wider buffer."""
+    buffer = torch.full((graph_inputs.AXES.stop, 160), 9, dtype=torch.int64)
+    lines = [torch.arange(10 * i, 10 * i + 3) for i in range(5)]
+    axes = torch.arange(3 * num_apart).view(3, num_apart)[:, :3]
+    fill_graph_inputs(buffer, *lines, size=140, padding_len=1, axes=axes)
+    assert buffer[:5, :3].tolist() == [line.tolist() for line in lines]
+    assert torch.equal(buffer[graph_inputs.AXES, :3], axes)
+    assert not buffer[graph_inputs.AXES, 3:140].any()
+    assert (buffer[:, 140:] == 9).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [8, 72, 128])
+@pytest.mark.parametrize("lens", [(5,), (64, 1, 70), (130, 0, 3, 64)])
+def test_attention_within_sequences(dtype, dim, lens):
+    """q, k and v are columns of one projection, as in a tower; sequences end within blocks and at their borders."""
+    boundaries = [0, *itertools.accumulate(lens)]
+    qkv = torch.randn(boundaries[-1], 2, 3 * dim).to(dtype)
+    q, k, v = qkv.split(dim, dim=-1)
+    starts = torch.tensor(boundaries, dtype=torch.int32)
+    got = attend_within(q, k, v, starts, max(lens))
+    check(got, _attend_by_sequence(q, k, v, boundaries))
+
+
+def test_attention_without_rows():
+    empty = torch.zeros(0, 2, 16)
+    assert attend_within(empty, empty, empty, torch.zeros(2, dtype=torch.int32), 0).shape == (
+        0,
+        2,
+        16,
+    )

@@ -29,17 +29,19 @@ def data_url(content: bytes, mime: str = "image/png") -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and has hardly any data."""
+def png_header(width: int, height: int, pixels: bytes = bytes(100), text: bytes = b"") -> bytes:
+    """A PNG that declares a size, whatever data it has: `pixels` and `text` are compressed."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         )
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(bytes(100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    if text:
+        head += chunk(b"zTXt", b"Comment\0\0" + zlib.compress(text))
+    body = chunk(b"IDAT", zlib.compress(pixels))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
 
 
 def wav(samples: np.ndarray, rate: int = 16000) -> bytes:

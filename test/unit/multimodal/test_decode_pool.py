@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import sys
+import termios
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 import numpy as np
 import pytest
@@ -59,7 +64,14 @@ def test_a_decoder_that_dies_is_replaced(pool):
     os.kill(worker._process.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.decode_image, PNG, LIMITS)
+        while not _num_unread(worker._process.stdin) and not waiting.done():
+            time.sleep(0.01)
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(RequestError, match="breaks its decoder"):
             waiting.result()
     assert pool.decode_image(PNG, LIMITS).size == (32, 24)
+
+
+def _num_unread(pipe: IO[bytes]) -> int:
+    """Bytes in the pipe that its reader has not taken."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -252,6 +252,28 @@ def test_bad_images_are_refused_with_a_sentence(content, message):
     assert "0x" not in str(caught.value)
 
 
+_BOMB = bytes(64 << 20)  # a thousandth of that, compressed
+
+
+def test_a_file_that_unpacks_to_more_than_it_declares():
+    """Rows beyond the declared ones are not unpacked, and comments only up to a limit."""
+    small = media_files.png_header(3, 2, pixels=_BOMB)
+    assert len(small) < 100_000 and decode_image(small).size == (3, 2)
+    with pytest.raises(RequestError, match="not a file of a known format"):
+        decode_image(media_files.png_header(3, 2, bytes(20), text=_BOMB))
+    assert decode_image(media_files.png_header(3, 2, bytes(20), text=b"x" * 99)).size == (3, 2)
+
+
+def test_the_content_decides_not_its_declared_type():
+    named = media_files.data_url(PNG, "image/jpeg")
+    assert np.array_equal(pixels(read_source(named, "image", SourcePolicy())), np.asarray(PICTURE))
+    page = read_source(media_files.data_url(b"<svg/>", "image/png"), "image", SourcePolicy())
+    with pytest.raises(RequestError, match="not a file of a known format"):
+        decode_image(page)
+    with pytest.raises(RequestError, match="'video/mp4', which is no image"):
+        read_source(media_files.data_url(PNG, "video/mp4"), "image", SourcePolicy())
+
+
 # --- videos
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import media_files
 import tiny_processors
 from transformers import AutoImageProcessor
 
+from sglang.srt.environ import envs
 from sglang.srt.multimodal.inputs import Modality, MultimodalInputs
 from sglang.srt.multimodal.media.video import frames_from_images
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
@@ -59,6 +61,21 @@ def test_pixels_are_those_of_the_image_processor(processor, folder):
     assert torch.equal(item.feature, expected["pixel_values"])
     assert torch.equal(item.image_grid_thw, expected["image_grid_thw"])
     assert item.modality is Modality.IMAGE
+
+
+def test_the_models_own_limit_of_pixels_counts_unless_one_is_set(monkeypatch, tmp_path):
+    """Also above the variable's usual value, which is the limit of published models with patches of 14."""
+    folder = tiny_processors.qwen_folder(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    settings["size"]["longest_edge"] = 2 * envs.SGLANG_IMAGE_MAX_PIXELS.get()
+    path.write_text(json.dumps(settings))
+    wide = tiny_processors.build(folder, QwenVLImageProcessor)
+    assert wide._options("image") == {}
+    monkeypatch.setenv("SGLANG_IMAGE_MAX_PIXELS", str(56 * 56))
+    (item,) = run(wide, IMAGE, [media_files.picture(112, 112)])["mm_items"]
+    assert item.image_grid_thw.tolist() == [[1, 4, 4]]
+    wide.close()
 
 
 @pytest.mark.parametrize("as_ids", [False, True])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sglang.srt.layers.sampler import SampleOutput, Sampler, seeded_noise, unpack_mask
-from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
+from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
+from sglang.srt.model_executor.worker import LaunchedStep
 from sglang.srt.sampling.sampling_batch import SamplingTable
 
 VOCAB = 50
@@ -349,3 +350,32 @@ def test_logprobs_include_bias_and_grammar():
     _, rows = logprobs_of([spec], [work], logits, masks={0: pack([5, 6])})
     norm = math.log(math.e + 1)
     assert rows[0].output_ids == pytest.approx([1 - norm, -norm, -math.inf])
+
+
+def test_nan_is_found_before_a_mask_hides_it_and_only_when_asked_for():
+    logits = torch.randn(3, VOCAB)
+    logits[1, 40] = torch.nan
+    logits[2, 3] = torch.inf  # not a NaN
+    allowed = np.zeros(-(-VOCAB // 32), np.int32)
+    allowed[0] = 0b110
+    masks = {1: allowed.tobytes()}
+    specs = [dict(top_k=1)] * 3
+    out = sample(logits, specs, masks=masks, check_nan=True)
+    assert out.nan.tolist() == [False, True, False]
+    assert out.bad.tolist() == [False, False, True]
+    plain = sample(logits, specs, masks=masks)
+    assert plain.nan is None
+    assert torch.equal(plain.next_ids, out.next_ids)
+
+
+@pytest.mark.parametrize(("nan", "expected"), [(None, []), (torch.tensor([True, False]), [2])])
+def test_flags_come_down_with_the_ids(nan, expected):
+    """Rows 0 and 2 of the step are sampled; the flags are about the works, not the lines."""
+    works = [work_of(0), work_of(1, sample=False), work_of(2)]
+    plan = StepPlan(step_id=1, mode="extend", works=works)
+    output = SampleOutput(torch.tensor([5, 6]), torch.tensor([False, True]), None, nan)
+    columns = [output.next_ids, output.bad] + ([] if nan is None else [nan.flip(0)])
+    step = LaunchedStep(plan, [0, 2], None, output, lambda: tuple(columns))
+    result = step.result()
+    assert result.next_ids == [5, -1, 6]
+    assert result.bad_rows == [2] and result.nan_rows == expected

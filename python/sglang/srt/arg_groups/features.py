@@ -36,7 +36,9 @@ class MultimodalArgs:
         False, "Align corners when position embeddings are resized.", status=ACCEPTED, tier="T2"
     )
     mm_enable_dp_encoder: bool = flag(
-        False, "Data parallel vision tower.", status=REFUSED, tier="T3"
+        False,
+        "Whole towers on every tensor-parallel rank, which share the media of a request.",
+        tier="T3",
     )
     enable_broadcast_mm_inputs_process: bool = flag(
         False, "Prepare media on one rank.", status=REFUSED, tier="T3"

@@ -25,7 +25,8 @@ ATTENTION_BACKENDS = (
     "ascend",
     "intel_xpu",
 )
-READY_ATTENTION_BACKENDS = ("torch_native", "triton", "intel_amx")  # intel_amx becomes torch_native
+# intel_amx becomes torch_native.
+READY_ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "intel_amx")
 MOE_RUNNER_BACKENDS = (
     "auto",
     "triton",
@@ -77,9 +78,9 @@ class KernelArgs:
     )
     mm_attention_backend: str | None = flag(
         None,
-        "Attention of vision towers; unset: by device.",
+        "Attention of vision towers; unset: sdpa. triton_attn is for GPUs; elsewhere sdpa takes its place.",
         choices=("sdpa", "fa3", "triton_attn", "fa4", "ascend_attn", "aiter_attn"),
-        supports=("sdpa",),
+        supports=("sdpa", "triton_attn"),
     )
     moe_runner_backend: str = flag(
         "auto",
@@ -161,7 +162,9 @@ class KernelArgs:
     rl_on_policy_target: str | None = flag(
         None, "Match the numerics of a trainer.", status=REFUSED, tier="T3", choices=("fsdp",)
     )
-    enable_nan_detection: bool = flag(False, "Check logits for NaN.", tier="T2")
+    enable_nan_detection: bool = flag(
+        False, "Check logits for NaN before masks and penalties, and name the request.", tier="T2"
+    )
 
 
 @dataclasses.dataclass(kw_only=True)

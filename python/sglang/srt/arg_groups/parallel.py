@@ -111,7 +111,7 @@ class ParallelArgs:
         False, "Test peer access between GPUs.", status=ACCEPTED, tier="T2"
     )
     disable_custom_all_reduce: bool = flag(
-        False, "Use the library's all-reduce only.", status=ACCEPTED, tier="T2"
+        False, "Sum through NCCL only, never through the GPUs' peer memory.", tier="T2"
     )
     numa_node: list[int] | None = flag(None, "NUMA node per rank.", status=REFUSED, tier="T3")
     enable_nccl_nvls: bool = flag(False, "NVLink SHARP in NCCL.", status=REFUSED, tier="T3")

@@ -6,13 +6,17 @@ Facts about the machine are collected apart, so that every decision can be teste
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import random
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
+from sglang.srt.arg_groups.attention_choice import (
+    default_attention_backend,
+    installed_attention_packages,
+)
+from sglang.srt.utils.cuda_probe import why_no_cuda
 from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ class Facts:
     device_memory_mib: int | None  # of one device; None when unknown, as on CPU
     num_cpus: int
     random_seed: int  # drawn once, used when no seed is given
+    device_reason: str = "auto"  # why an open --device became this one
+    compute_capability: tuple[int, int] | None = None  # of the first GPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,14 +85,16 @@ def collect_facts(server_args: ServerArgs) -> Facts:
 
     Raises ConfigError when `--device cuda` is asked for and there is no usable GPU.
     """
-    device, memory = server_args.device, None
+    device, memory, reason = server_args.device, None, "auto"
     if device != "cpu":
-        device, memory = _probe_cuda(device, _gpu_ids(server_args))
+        device, memory, reason = _probe_cuda(device, _gpu_ids(server_args))
     return Facts(
         device=device,
         device_memory_mib=memory,
         num_cpus=_num_cpus(),
         random_seed=random.SystemRandom().randrange(2**30),
+        device_reason=reason,
+        compute_capability=_capability(_gpu_ids(server_args)) if device == "cuda" else None,
     )
 
 
@@ -98,7 +106,7 @@ def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
     if args.uses_demo_model:
         log.note(f"model_path={args.model_path} (no --model-path given: the demo model)")
     device = log.choose(
-        "device", None if args.device == "auto" else args.device, facts.device, "auto"
+        "device", None if args.device == "auto" else args.device, facts.device, facts.device_reason
     )
     memory = facts.device_memory_mib
     size = _memory_words(memory)
@@ -120,7 +128,7 @@ def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
         memory_fraction(memory, chunk, max_bs, args.tp_size * args.pp_size),
         size,
     )
-    attention = _resolve_attention(args.attention_backend, device, log)
+    attention = _resolve_attention(args.attention_backend, device, facts, log)
     prefill = _phase_attention(args.prefill_attention_backend, attention)
     decode = _phase_attention(args.decode_attention_backend, attention)
     return ResolvedArgs(
@@ -217,17 +225,16 @@ def graph_batch_sizes(max_bs: int) -> list[int]:
     return [size for size in sizes if size <= max_bs]
 
 
-def _resolve_attention(requested: str | None, device: str, log: _Decisions) -> str:
+def _resolve_attention(requested: str | None, device: str, facts: Facts, log: _Decisions) -> str:
     if requested == "intel_amx":
         logger.warning(
             "--attention-backend intel_amx is not implemented; torch_native takes its place"
         )
         return "torch_native"
-    if device == "cuda" and importlib.util.find_spec("triton") is not None:
-        return log.choose(
-            "attention_backend", requested, "triton", "a GPU, and triton is installed"
-        )
-    return log.choose("attention_backend", requested, "torch_native", f"works on {device}")
+    found, reason = default_attention_backend(
+        device, facts.compute_capability, installed_attention_packages()
+    )
+    return log.choose("attention_backend", requested, found, reason)
 
 
 def _phase_attention(requested: str | None, attention: str) -> str:
@@ -272,17 +279,28 @@ def _gpu_ids(args: ServerArgs) -> range:
     )
 
 
-def _probe_cuda(requested: str, gpu_ids: range) -> tuple[str, int | None]:
+def _capability(gpu_ids: range) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(gpu_ids[0])
+
+
+def _probe_cuda(requested: str, gpu_ids: range) -> tuple[str, int | None, str]:
+    """The device, its memory in MiB, and why it is that one."""
     import torch  # late: the command line must answer without it
 
     if not torch.cuda.is_available():
+        reason = why_no_cuda()
         if requested == "cuda":
-            raise ConfigError("--device cuda: torch sees no GPU; use --device cpu or auto")
-        return "cpu", None
+            raise ConfigError(
+                f"--device cuda: torch sees no usable GPU: {reason}. Mend that, or use --device cpu or auto"
+            )
+        return "cpu", None, f"torch sees no usable GPU: {reason}"
     found = torch.cuda.device_count()
     if gpu_ids[-1] >= found:
         ranks = f" and {len(gpu_ids)} ranks on this machine" if len(gpu_ids) > 1 else ""
         raise ConfigError(
             f"--base-gpu-id {gpu_ids[0]}{ranks}: torch sees {found} GPU(s), counted from 0"
         )
-    return "cuda", torch.cuda.get_device_properties(gpu_ids[0]).total_memory // 2**20
+    memory = torch.cuda.get_device_properties(gpu_ids[0]).total_memory // 2**20
+    return "cuda", memory, "torch sees a GPU"

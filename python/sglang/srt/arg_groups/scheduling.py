@@ -120,7 +120,10 @@ class SchedulingArgs:
     )
     random_seed: int | None = flag(None, "Seed of sampling; unset: random.", minimum=0)
     watchdog_timeout: float = flag(
-        300.0, "Seconds after which a hanging step ends the server.", tier="T2", minimum=0.0
+        300.0,
+        "Seconds after which a step or process that hangs ends the server; 0: never.",
+        tier="T2",
+        minimum=0.0,
     )
     soft_watchdog_timeout: float | None = flag(
         None, "Seconds after which a hanging step is reported.", status=REFUSED, tier="T3"

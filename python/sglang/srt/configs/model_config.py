@@ -128,6 +128,10 @@ multimodal_model_archs: list[str] = [
     "Step3VLForConditionalGeneration",
     "YiVLForCausalLM",
 ]
+# Architectures with cross-attention. Their prompts are never cut into chunks.
+_ENCODER_DECODER_ARCHS = frozenset({"MllamaForConditionalGeneration"})
+# Rows of the embedding that the head does not have.
+_EXTRA_EMBEDDINGS = {"MllamaForConditionalGeneration": 8}
 # Serve text only until --enable-multimodal is given.
 _TEXT_UNLESS_ASKED = frozenset(
     {
@@ -194,6 +198,22 @@ class ModelConfig:
     def facts(self) -> ModelFacts:
         """Facts with the config class's own defaults filled in. Imports transformers."""
         return read_facts(self.hf_config)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether media are attended to across: their keys take slots beside those of the tokens."""
+        return bool(_ENCODER_DECODER_ARCHS.intersection(self.architectures))
+
+    @property
+    def row_width(self) -> int:
+        """Slots that one request may have: those of its tokens, and as many for the encoder tokens of its media."""
+        return self.context_len * (2 if self.is_encoder_decoder else 1)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Ids that a prompt may hold; more than the head has logits for where tokens for media come behind the vocabulary."""
+        extra = max((_EXTRA_EMBEDDINGS.get(name, 0) for name in self.architectures), default=0)
+        return self.vocab_size + extra
 
     @property
     def has_mrope(self) -> bool:

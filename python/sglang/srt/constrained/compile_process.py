@@ -6,13 +6,13 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 
 import msgspec
 
 from sglang.srt.constrained.base import BackendRecipe, InvalidGrammarError
-from sglang.srt.constrained.compile_worker import FRAME_HEADER, CompileJob, CompileReply
+from sglang.srt.constrained.compile_worker import CompileJob, CompileReply
+from sglang.srt.utils.worker_pipe import close_pipes, read_frame, start_worker, write_frame
 
 # Importing the grammar library takes seconds on a busy machine.
 _START_TIMEOUT = 120.0
@@ -41,12 +41,7 @@ class CompileProcess:
         """Start the worker unless it runs, and wait until it is ready. Raises CompileCrashError."""
         if self._process is not None and self._process.poll() is None:
             return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sglang.srt.constrained.compile_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_worker_environment(),
-        )
+        self._process = start_worker("sglang.srt.constrained.compile_worker")
         self._exchange(self._recipe, _START_TIMEOUT)
 
     def compile(self, kind: str, text: str, timeout: float) -> bytes:
@@ -72,20 +67,17 @@ class CompileProcess:
         process = self._process
         assert process is not None and process.stdin is not None, "no worker was started"
         deadline = time.monotonic() + timeout
-        data = msgspec.msgpack.encode(message)
         try:
-            process.stdin.write(FRAME_HEADER.pack(len(data)) + data)
-            process.stdin.flush()
-            (length,) = FRAME_HEADER.unpack(self._read(FRAME_HEADER.size, deadline))
-            return self._decoder.decode(self._read(length, deadline))
+            write_frame(process.stdin, message)
+            return self._decoder.decode(read_frame(lambda size: self._read(size, deadline)))
+        except TimeoutError as error:  # one that did not end itself
+            self._reap(process)
+            raise CompileTimeoutError from error
         except (OSError, EOFError) as error:
             code = self._reap(process)
             if code == -signal.SIGALRM:
                 raise CompileTimeoutError from error
             raise CompileCrashError(f"the compile worker ended with code {code}") from error
-        except TimeoutError as error:
-            self._reap(process)
-            raise CompileTimeoutError from error
 
     def _read(self, size: int, deadline: float) -> bytes:
         process = self._process
@@ -110,20 +102,5 @@ class CompileProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass  # unsent bytes for a worker that is gone
+        close_pipes(process)
         return code
-
-
-def _worker_environment() -> dict[str, str]:
-    """Ours, with the same module path; the worker computes in one thread and needs no accelerator."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-    }

@@ -5,10 +5,13 @@ With a single rank every collective is the identity and no process group exists.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from sglang.srt.distributed.device_communicators.peer_memory import PeerMemory
 
 # torch 2.13 renamed the function and warns about the old name.
 _NEW_NAME, _OLD_NAME = "all_gather_single", "all_gather_into_tensor"
@@ -37,6 +40,8 @@ class GroupCoordinator:
         self.unique_name = unique_name
         self.device_group = device_group
         self.cpu_group = cpu_group
+        # Sums of small tensors without the communication library, where the ranks reach each other's memory.
+        self.peer_memory: PeerMemory | None = None
         self.world_size = len(ranks)
         self.rank_in_group = ranks.index(rank)
         self.first_rank, self.last_rank = ranks[0], ranks[-1]
@@ -50,8 +55,25 @@ class GroupCoordinator:
         if self.world_size == 1:
             return input_
         input_ = input_.contiguous()
+        if self.peer_memory is not None and self.peer_memory.takes(input_):
+            return self.peer_memory.all_reduce(input_)
         dist.all_reduce(input_, group=self.device_group)
         return input_
+
+    def all_reduce_add_norm(
+        self,
+        input_: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+        round_before_weight: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`(rms_norm(s), s)` with `s = sum over ranks + residual`, [..., D], in one kernel; None where there is no such kernel for
+        these tensors, and then on every rank, because only shapes and types decide."""
+        peers = self.peer_memory
+        if peers is None or not peers.takes_rows(input_, residual, weight):
+            return None
+        return peers.all_reduce_add_norm(input_, residual, weight, eps, round_before_weight)
 
     def all_gather(self, input_: torch.Tensor, dim: int = -1) -> torch.Tensor:
         """Concatenate the equally shaped tensors of all ranks along `dim`, in group order."""
@@ -110,6 +132,23 @@ class GroupCoordinator:
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self.cpu_group)
         return int(smallest)
 
+    def sum_of_hosts(self, value: int) -> int:
+        """The sum of the `value` of all ranks."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(total, group=self.cpu_group)
+        return int(total)
+
+    def gather_hosts(self, value: int) -> list[int]:
+        """The `value` of every rank, in group order."""
+        if self.world_size == 1:
+            return [value]
+        mine = torch.tensor([value], dtype=torch.int64)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine, group=self.cpu_group)
+        return [int(part) for part in parts]
+
     def barrier(self) -> None:
         """Wait until every rank of the group is here."""
         if self.world_size > 1:
@@ -117,6 +156,7 @@ class GroupCoordinator:
 
     def destroy(self) -> None:
         """Give the process groups back to torch."""
+        self.peer_memory = None
         for group in (self.device_group, self.cpu_group):
             if group is not None:
                 dist.destroy_process_group(group)

@@ -8,6 +8,8 @@ are `tp` apart.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -93,6 +95,18 @@ def get_moe_tensor_parallel_world_size() -> int:
 
 def get_moe_tensor_parallel_rank() -> int:
     return _groups["moe_tp"].rank_in_group
+
+
+@contextlib.contextmanager
+def each_rank_alone() -> Iterator[None]:
+    """Inside, this rank is a tensor-parallel group of its own: layers that are made have whole weights, and no collective takes place."""
+    names = ("tp", "moe_ep", "moe_tp")
+    before = {name: _groups[name] for name in names}
+    _groups.update({name: _SINGLE[name] for name in names})
+    try:
+        yield
+    finally:
+        _groups.update(before)
 
 
 def init_distributed_environment(

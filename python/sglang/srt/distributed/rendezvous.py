@@ -67,5 +67,12 @@ def stay_on_loopback() -> None:
             os.environ.setdefault(variable, names[0])
 
 
+def avoid_multicast() -> None:
+    """No multicast over NVLink, unless the environment asks for it: a decode step's sums are too small for it, and it takes resources
+    that all programs of a machine share."""
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
 def _is_foreign_address(error: OSError) -> bool:
     return error.errno == errno.EADDRNOTAVAIL

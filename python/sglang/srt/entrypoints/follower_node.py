@@ -37,6 +37,7 @@ def serve_follower_node(server_args: ServerArgs) -> None:
     try:
         processes = SchedulerProcesses(server_args, ports)
         client.wait_ready(processes.check_alive)
+        processes.watch_pulses()
         with _health_page(server_args.host, server_args.port):
             logger.info("Node %d of %d is ready", server_args.node_rank, server_args.nnodes)
             failure = processes.wait()

@@ -91,7 +91,7 @@ def launch_front(
     def on_death(reason: str) -> None:
         client.fail(reason)
         if on_scheduler_death is not None:
-            on_scheduler_death(reason)
+            on_scheduler_death(client.failure or reason)  # it may have said more itself
 
     processes.watch(on_death)
     front = Front(manager, info, processes, ports)

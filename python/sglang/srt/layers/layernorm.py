@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.layers.triton_ops import MAX_NORM_WIDTH, has_triton
 from sglang.srt.layers.utils import MultiPlatformOp
 
@@ -27,7 +28,12 @@ class RMSNorm(MultiPlatformOp):
         has_weight: False makes the weight a constant one.
         weight_dtype: dtype of the weight, default the default dtype.
         override_orig_dtype: dtype of the result instead of the input's.
+
+    With `sums_ranks`, which is set where a model is prepared for several ranks (`model_executor/rank_sums.py`), the input is this
+    rank's part of a sum over the tensor-parallel ranks.
     """
+
+    sums_ranks = False
 
     def __init__(
         self,
@@ -53,6 +59,24 @@ class RMSNorm(MultiPlatformOp):
             nn.Parameter(weight, requires_grad=False) if has_weight else weight
         )
 
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        post_residual_addition: torch.Tensor | None = None,
+    ) -> NormOutput:
+        if not self.sums_ranks:
+            return self._forward_method(x, residual, post_residual_addition)
+        group = get_tp_group()
+        if residual is not None and self._is_plain(x, residual, post_residual_addition):
+            weight = self.weight if self.has_weight else None
+            fused = group.all_reduce_add_norm(
+                x, residual, weight, self.variance_epsilon, self.cast_x_before_out_mul
+            )
+            if fused is not None:
+                return fused
+        return self._forward_method(group.all_reduce(x), residual, post_residual_addition)
+
     def forward_native(
         self,
         x: torch.Tensor,
@@ -73,14 +97,7 @@ class RMSNorm(MultiPlatformOp):
         post_residual_addition: torch.Tensor | None = None,
     ) -> NormOutput:
         """The same in one kernel; the rarer options go through plain torch."""
-        is_plain = (
-            self.var_hidden_size is None
-            and self.override_orig_dtype is None
-            and post_residual_addition is None
-            and not (self.fp32_residual and residual is not None)
-            # torch widens a 16-bit value times a float32 weight
-            and not (self.cast_x_before_out_mul and self.weight.dtype != x.dtype)
-        )
+        is_plain = self._is_plain(x, residual, post_residual_addition)
         if not is_plain or not _suits_kernel(x, residual):
             return self.forward_native(x, residual, post_residual_addition)
         from sglang.srt.layers.triton_ops.norm import rms_norm
@@ -95,6 +112,22 @@ class RMSNorm(MultiPlatformOp):
                 round_before_weight=self.cast_x_before_out_mul,
             ),
             residual,
+        )
+
+    def _is_plain(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        post_residual_addition: torch.Tensor | None,
+    ) -> bool:
+        """Is it none of the options that only plain torch knows?"""
+        return (
+            self.var_hidden_size is None
+            and self.override_orig_dtype is None
+            and post_residual_addition is None
+            and not (self.fp32_residual and residual is not None)
+            # torch widens a 16-bit value times a float32 weight
+            and not (self.cast_x_before_out_mul and self.weight.dtype != x.dtype)
         )
 
     def forward_with_allreduce_fusion(

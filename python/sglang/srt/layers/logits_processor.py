@@ -160,13 +160,20 @@ class LogitsProcessor(torch.nn.Module):
             part = slice(start, min(start + block, len(rows)))
             logits = self.compute_logits(hidden_states.index_select(0, rows[part]), lm_head)
             logprobs = torch.log_softmax(logits, dim=-1)
-            chosen[part] = logprobs.gather(1, targets[part, None]).squeeze(1)
+            chosen[part] = _logprobs_of(logprobs, targets[part])
             wanted.collect(logprobs, part)
         output.input_token_logprobs = chosen
         output.input_top_logprobs_val = wanted.top_values
         output.input_top_logprobs_idx = wanted.top_ids
         output.input_token_ids_logprobs_val = wanted.id_values
         output.input_token_ids_logprobs_idx = wanted.ids
+
+
+def _logprobs_of(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Entry `ids[i]` of each row i; -inf for an id that the head has no logit for (a medium's, behind the vocabulary)."""
+    last = logprobs.shape[1] - 1
+    found = logprobs.gather(1, ids.clamp(max=last)[:, None]).squeeze(1)
+    return found.masked_fill(ids > last, float("-inf"))
 
 
 class _PromptRows:

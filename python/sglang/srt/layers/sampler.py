@@ -35,12 +35,16 @@ class Sampler(nn.Module):
     Args:
         seed: start of the generator (`--random-seed`); equal on all ranks, so that they draw the same tokens.
         return_original_logprob: logprobs before the temperature is applied.
+        check_nan: look for NaN before masks can hide one.
     """
 
-    def __init__(self, seed: int = 0, *, return_original_logprob: bool = False) -> None:
+    def __init__(
+        self, seed: int = 0, *, return_original_logprob: bool = False, check_nan: bool = False
+    ) -> None:
         super().__init__()
         self._seed = seed
         self._return_original_logprob = return_original_logprob
+        self._check_nan = check_nan
         self._generators: dict[torch.device, torch.Generator] = {}
         self._num_draws = 0
 
@@ -55,6 +59,12 @@ class Sampler(nn.Module):
         Rows whose logits hold a NaN or leave nothing to choose are flagged in `bad`; their id is valid but meaningless.
         Nothing here waits for the device.
         """
+        nan = logits.isnan().any(dim=-1) if self._check_nan else None
+        output = self._sample(logits, batch)
+        output.nan = nan
+        return output
+
+    def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
         _edit_logits(logits, batch)
         if self._suits_kernel(logits, batch):
             return self._choose(logits, batch)
@@ -183,6 +193,7 @@ class SampleOutput:
     next_ids: torch.Tensor  # [B] int64
     bad: torch.Tensor  # [B] bool: not finite, or nothing allowed
     logprobs: SampleLogprobs | None
+    nan: torch.Tensor | None = None  # [B] bool: a NaN before the edits; None when not looked for
 
 
 @dataclasses.dataclass

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
 from sglang.srt.managers.mailbox import send_once
-from sglang.srt.managers.scheduler_process import Watchdog, prepare_process
+from sglang.srt.managers.scheduler_process import prepare_process, reason_of
+from sglang.srt.managers.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from sglang.srt.distributed.channel import FollowerChannel
@@ -37,13 +38,12 @@ def run_follower_process(
     except ConnectionError:
         _leave("Rank 0 is gone")
     except Exception as error:  # process boundary: the state cannot be trusted any more
-        logger.error("Rank %d hit an exception: %s", tp_rank, traceback.format_exc())
-        channel.say_last_words(f"{type(error).__name__}: {error}")
+        reason = reason_of(error)
+        logger.error("Rank %d hit an exception: %s%s", tp_rank, traceback.format_exc(), reason)
+        channel.say_last_words(reason)
+        send_once(port_args, SchedulerReady(error=f"Rank {tp_rank} failed: {reason}"))
         os._exit(1)
-    # Late: brings torch.
-    from sglang.srt.distributed import destroy_distributed_environment
-
-    destroy_distributed_environment()
+    worker.close()
 
 
 def _start(

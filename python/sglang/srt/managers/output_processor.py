@@ -5,6 +5,8 @@ Runs after the device is done with a step. A token computed for a request that h
 
 from __future__ import annotations
 
+import logging
+
 from sglang.srt.managers.io_struct import (
     BatchTokenOutput,
     FinishReason,
@@ -15,6 +17,8 @@ from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.step_plan import RowLogprobs, RowWork, StepResult
 from sglang.srt.managers.stop_checker import StopChecker
+
+logger = logging.getLogger(__name__)
 
 
 class OutputProcessor:
@@ -30,7 +34,7 @@ class OutputProcessor:
 
     def commit(self, step: PlannedStep, result: StepResult) -> None:
         """Apply the result of `step`; news collects until `take_outputs`."""
-        bad = set(result.bad_rows)
+        bad, nan = {*result.bad_rows, *result.nan_rows}, set(result.nan_rows)
         for index, (req, work) in enumerate(zip(step.reqs, step.plan.works, strict=True)):
             req.num_in_flight -= 1
             if req.finish_reason is not None:
@@ -38,8 +42,24 @@ class OutputProcessor:
                 continue
             req.num_computed = work.start + work.num_tokens
             if index in bad and req.abort_reason is None:
-                req.abort_reason = server_error(_no_token_reason(req))
+                self._blame_logits(req, index in nan)
             self._advance(req, work, result.next_ids[index], result.logprobs.get(index))
+
+    def fail(self, step: PlannedStep, message: str) -> None:
+        """End the requests of a step that was planned but never ran; nothing of it may be in flight."""
+        for req in step.reqs:
+            req.num_in_flight -= 1
+            if req.finish_reason is not None:
+                self._release_if_idle(req)
+            else:
+                self.finish(req, req.abort_reason or unavailable(message))
+
+    def _blame_logits(self, req: Req, is_nan: bool) -> None:
+        """End `req` with its next commit; what it computed is shared with nobody."""
+        reason = _no_token_reason(req, is_nan)
+        logger.error("Request %s ends: %s", req.rid, reason)
+        req.abort_reason = server_error(reason)
+        req.is_tainted = True
 
     def _advance(self, req: Req, work: RowWork, next_id: int, logprobs: RowLogprobs | None) -> None:
         if req.abort_reason is not None:
@@ -87,7 +107,7 @@ class OutputProcessor:
 
     def _release_if_idle(self, req: Req) -> None:
         if req.num_in_flight == 0 and req.cache is not None:
-            self._cache.close(req.cache, req.computed_keys())
+            self._cache.close(req.cache, req.computed_keys(), insert=not req.is_tainted)
             req.cache = None
 
     # --- reports
@@ -128,7 +148,12 @@ class OutputProcessor:
         )
 
 
-def _no_token_reason(req: Req) -> str:
+def _no_token_reason(req: Req, is_nan: bool) -> str:
+    if is_nan:
+        return (
+            f"the model produced NaN logits for output token {len(req.output_ids) + 1} (position {req.num_computed}); look for it in "
+            "the weights, the dtype (try --dtype float32) and the kernels (try --attention-backend torch_native)"
+        )
     reason = "the model produced NaN or infinite logits"
     return (
         reason if req.grammar is None else f"the grammar allows no further token here, or {reason}"
@@ -139,6 +164,13 @@ def server_error(message: str) -> FinishReason:
     """The end of a request for which the server is to blame."""
     return FinishReason(
         type="abort", message=message, status_code=500, err_type="InternalServerError"
+    )
+
+
+def unavailable(message: str) -> FinishReason:
+    """The end of a request that another attempt may well serve."""
+    return FinishReason(
+        type="abort", message=message, status_code=503, err_type="ServiceUnavailable"
     )
 
 

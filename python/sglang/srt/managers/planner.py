@@ -150,6 +150,7 @@ class Planner:
             if handle is None:
                 return
             need = fill - handle.num_cached_at_open + self.ratio.reserve(req) + cache.page_size
+            need += cache.whole_pages(req.num_encoder_tokens)
             alone = self.num_with_rows == 0
             if need + reserved > cache.num_available() and not alone:
                 cache.close(handle, [], insert=False)
@@ -182,6 +183,8 @@ class Planner:
         if req.media is not None and num_tokens < left:
             page_size = self.cache.page_size
             num_tokens = req.media.chunk(req.num_planned, num_tokens, left, page_size)
+        if not self._take_encoder(req):
+            return False
         slots = self.cache.extend(req.handle, num_tokens)
         if slots is None:
             return False
@@ -194,10 +197,19 @@ class Planner:
             self.running.append(req)
         return num_tokens == left
 
+    def _take_encoder(self, req: Req) -> bool:
+        """Slots for the encoder tokens of the request's media, which its first step writes all at once; False when memory is short."""
+        count, handle = req.num_encoder_tokens, req.handle
+        return not count or len(handle.encoder) > 0 or self.cache.take_encoder(handle, count)
+
     def _add_setup(self, req: Req, plan: StepPlan) -> None:
         """Bind the row to the request, and make every rank forget the media of the row's last request."""
         plan.setups.append(req.make_setup())
-        plan.media[req.handle.row] = None if req.media is None else req.media.sent
+        media = None
+        if req.media is not None:
+            slots = req.handle.encoder[: req.num_encoder_tokens]
+            media = req.media.sent_with(slots.tobytes())
+        plan.media[req.handle.row] = media
 
     # --- decode
 

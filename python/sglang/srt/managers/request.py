@@ -54,6 +54,7 @@ class Req:
         self.retractions = 0
         self.finish_reason: FinishReason | None = None
         self.abort_reason: FinishReason | None = None  # takes effect at the next commit
+        self.is_tainted = False  # its KV entries may hold NaN
         self.trim_ids = 0
         self.trim_text: str | None = None
 
@@ -94,6 +95,11 @@ class Req:
     @property
     def num_remaining(self) -> int:
         return max(self.max_new_tokens - len(self.output_ids), 0)
+
+    @property
+    def num_encoder_tokens(self) -> int:
+        """KV slots that the media take beside those of the tokens."""
+        return 0 if self.media is None else self.media.num_encoder_tokens
 
     @property
     def prompt_keys(self) -> list[int]:

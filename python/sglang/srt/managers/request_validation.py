@@ -26,6 +26,7 @@ class ModelLimits:
     context_len: int
     vocab_size: int
     max_req_input_len: int  # a prompt that fills the KV cache has no room for an answer
+    num_embeddings: int | None = None  # ids that a prompt may hold, where these are more
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> ModelLimits:
@@ -35,6 +36,7 @@ class ModelLimits:
             context_len=context_len,
             vocab_size=info["vocab_size"],
             max_req_input_len=info.get("max_req_input_len", context_len - 1),
+            num_embeddings=info.get("num_embeddings"),
         )
 
 
@@ -85,7 +87,7 @@ class RequestValidator:
         """Raises RequestError for what is no token of the vocabulary, or none at all."""
         if not ids:
             raise RequestError("the prompt is empty; give at least one token")
-        _check_token_ids("input_ids", ids, self._limits.vocab_size)
+        _check_token_ids("input_ids", ids, self._limits.num_embeddings or self._limits.vocab_size)
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         self.check_ids(ids)

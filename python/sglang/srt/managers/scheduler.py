@@ -34,9 +34,9 @@ from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.scheduler_stats import SchedulerStats
-from sglang.srt.managers.step_plan import StepPlan, StepResult
+from sglang.srt.managers.step_plan import StepError, StepPlan, StepResult
 from sglang.srt.managers.step_profiler import StepProfiler
-from sglang.srt.multimodal.intake import MediaIntake
+from sglang.srt.multimodal.intake import MediaIntake, RequestMedia
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.errors import RequestError
 
@@ -55,7 +55,8 @@ class Launched(Protocol):
 class Worker(Protocol):
     """Carries out plans in order."""
 
-    def launch(self, plan: StepPlan) -> Launched: ...
+    def launch(self, plan: StepPlan) -> Launched:
+        """Raises StepError when this plan failed and others may follow; anything else ends the scheduler."""
 
     def close(self) -> None: ...
 
@@ -137,7 +138,7 @@ class Scheduler:
         planned = self._plan()
         if planned is not None:
             self.profiler.begin_step()
-            self.in_flight.append((planned, self.worker.launch(planned.plan)))
+            self._launch(planned)
         depth = self.config.depth if planned is not None else 0
         worked = planned is not None or bool(self.in_flight)
         while len(self.in_flight) > depth:
@@ -148,6 +149,17 @@ class Scheduler:
         if not worked and not self._audited:
             self._on_idle_turn()
         return worked
+
+    def _launch(self, planned: PlannedStep) -> None:
+        """A step that fails ends its requests; the tokens of earlier steps still count."""
+        try:
+            launched = self.worker.launch(planned.plan)
+        except StepError as error:
+            logger.error("Step failed for %d requests: %s", len(planned.reqs), error)
+            self._drain()
+            self.processor.fail(planned, str(error))
+        else:
+            self.in_flight.append((planned, launched))
 
     @property
     def has_work(self) -> bool:
@@ -305,12 +317,7 @@ class Scheduler:
             return False
         try:
             media = self.media.take(packed, req.prompt_ids)
-            room = self.config.context_len - media.next_position
-            if room < 1:
-                raise ValueError(
-                    f"The media reach position {media.next_position} of a context of {self.config.context_len}"
-                )
-            req.max_new_tokens = min(req.max_new_tokens, room)
+            req.max_new_tokens = min(req.max_new_tokens, self._room_beside(media, req.prompt_len))
             req.media = media
         except ValueError as error:
             self._refuse(req, str(error), 400)
@@ -320,6 +327,26 @@ class Scheduler:
             logger.exception("pad_input_ids failed for request %s", req.rid)
             self._refuse(req, f"The media could not be taken ({type(error).__name__})", 500)
         return req.media is not None
+
+    def _room_beside(self, media: RequestMedia, prompt_len: int) -> int:
+        """Tokens that may follow a prompt with media. Raises ValueError when that is none."""
+        context_len, capacity = self.config.context_len, self.cache.capacity
+        if media.next_position >= context_len:
+            raise ValueError(
+                f"The media reach position {media.next_position} of a context of {context_len}"
+            )
+        if media.num_encoder_tokens > context_len:
+            raise ValueError(
+                f"The media take {media.num_encoder_tokens} encoder tokens; at most {context_len}, the context "
+                "length, are allowed: send fewer or smaller ones"
+            )
+        room = capacity - self.cache.whole_pages(media.num_encoder_tokens) - prompt_len
+        if room < 1:
+            raise ValueError(
+                f"The prompt of {prompt_len} tokens and its media of {media.num_encoder_tokens} do not fit into "
+                f"the KV cache pool of {capacity} tokens; raise --max-total-tokens or send fewer media"
+            )
+        return min(room, context_len - media.next_position)
 
     @property
     def _num_queued(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -14,6 +15,7 @@ from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import COMPILE_TIMEOUT, GrammarManager
 from sglang.srt.distributed.channel import FollowerChannel
 from sglang.srt.environ import envs
+from sglang.srt.layers.attention.registry import join_phases
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
@@ -63,7 +65,7 @@ def build_scheduler(
         ),
         planner,
         OutputProcessor(planner, stops, server_args.stream_interval),
-        _leading_worker(runner, resolved, place),
+        _leading_worker(runner, server_args, resolved, place),
         mailbox,
         _grammars(server_args, resolved, tokenizer, model_config.vocab_size, eos_ids),
         SchedulerStats(
@@ -93,15 +95,26 @@ def load_runner(
 ) -> tuple[ServerArgs, ResolvedArgs, ModelConfig, ModelRunner]:
     """Settle the flags and load this rank's part of the model; also for tools that run without a scheduler."""
     resolved = resolve(server_args, collect_facts(server_args))
+    model_config = build_model_config(server_args, resolved)
+    resolved = whole_prompts(resolved, model_config)
     resolved.log_decisions()
     server_args = resolved.apply_to(server_args)
     set_global_server_args_for_scheduler(server_args)
-    model_config = build_model_config(server_args, resolved)
     return (
         server_args,
         resolved,
         model_config,
         build_runner(server_args, resolved, model_config, place),
+    )
+
+
+def whole_prompts(resolved: ResolvedArgs, model_config: ModelConfig) -> ResolvedArgs:
+    """Without chunks for a model with cross-attention, whatever the flag says."""
+    if not model_config.is_encoder_decoder or resolved.chunked_prefill_size < 0:
+        return resolved
+    line = "chunked_prefill_size=-1 (models with cross-attention compute prompts as a whole)"
+    return dataclasses.replace(
+        resolved, chunked_prefill_size=-1, decisions=(*resolved.decisions, line)
     )
 
 
@@ -126,8 +139,10 @@ def _retract_interval() -> int:
     return envs.SGLANG_TEST_RETRACT_INTERVAL.get() if envs.SGLANG_TEST_RETRACT.get() else 0
 
 
-def _leading_worker(runner: ModelRunner, resolved: ResolvedArgs, place: RankPlace | None) -> Worker:
-    worker = TpWorker(runner, seed=resolved.random_seed)
+def _leading_worker(
+    runner: ModelRunner, server_args: ServerArgs, resolved: ResolvedArgs, place: RankPlace | None
+) -> Worker:
+    worker = TpWorker(runner, seed=resolved.random_seed, check_nan=server_args.enable_nan_detection)
     if place is None or place.tp_size == 1:
         return worker
     channel = open_leader_channel(place)
@@ -177,11 +192,13 @@ def build_runner(
     gpu = server_args.base_gpu_id + place.local_rank * server_args.gpu_id_step
     platform = create_platform(resolved.device, gpu)
     if place.tp_size > 1:
-        join_ranks(place, platform)
+        join_ranks(place, platform, not server_args.disable_custom_all_reduce)
     config = RunnerConfig(
         platform=platform,
         ranks_per_node=place.ranks_per_node,
-        attention_backend=resolved.attention_backend,
+        attention_backend=join_phases(
+            resolved.prefill_attention_backend, resolved.decode_attention_backend
+        ),
         page_size=resolved.page_size,
         max_running_requests=server_args.max_running_requests,
         max_total_tokens=server_args.max_total_tokens,
@@ -267,5 +284,6 @@ def _info(model_config: ModelConfig, runner: ModelRunner) -> dict[str, Any]:
         "max_running_requests": runner.max_running_requests,
         "context_len": model_config.context_len,
         "vocab_size": model_config.vocab_size,
+        "num_embeddings": model_config.num_embeddings,
         "pid": os.getpid(),
     }

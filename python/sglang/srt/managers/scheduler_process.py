@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
 from sglang.srt.managers.mailbox import SocketMailbox
+from sglang.srt.managers.watchdog import Watchdog
 from sglang.srt.utils.log_setup import configure_logging
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARENT_POLL_SECONDS = 1.0
-WATCHDOG_EXIT_CODE = 3
 
 
 def run_scheduler_process(
@@ -36,8 +36,10 @@ def run_scheduler_process(
     scheduler = _build(server_args, mailbox, RankPlace.of(server_args, port_args, tp_rank))
     try:
         _serve(scheduler, Watchdog(server_args.watchdog_timeout))
-    except Exception:  # process boundary: the state cannot be trusted any more
-        logger.error("Scheduler hit an exception: %s", traceback.format_exc())
+    except Exception as error:  # process boundary: the state cannot be trusted any more
+        reason = reason_of(error)
+        logger.error("Scheduler hit an exception: %s%s", traceback.format_exc(), reason)
+        mailbox.send(SchedulerReady(error=f"The scheduler failed: {reason}"))
         mailbox.close()
         os._exit(1)
     scheduler.worker.close()
@@ -73,35 +75,18 @@ def _build(server_args: ServerArgs, mailbox: SocketMailbox, place: RankPlace) ->
 
 def _serve(scheduler: Scheduler, watchdog: Watchdog) -> None:
     while not scheduler.is_stopping:
-        watchdog.rest()
-        scheduler.wait_for_work()
         watchdog.begin_turn()
+        scheduler.wait_for_work()  # about a second at most
         scheduler.step()
+    watchdog.rest()
 
 
-class Watchdog:
-    """Ends the process with a stack dump when one turn of the loop takes longer than `timeout` seconds."""
+def reason_of(error: Exception) -> str:
+    """One line about an error that ends the process."""
+    # Late: brings torch, which is there by now.
+    from sglang.srt.platforms.device_errors import describe_failure
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._turn_started: float | None = None
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def begin_turn(self) -> None:
-        self._turn_started = time.monotonic()
-
-    def rest(self) -> None:
-        """Waiting for requests is not hanging."""
-        self._turn_started = None
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(min(self._timeout / 4, 5.0))
-            started = self._turn_started
-            if started is not None and time.monotonic() - started > self._timeout:
-                logger.error("The scheduler made no progress for %g s; stopping", self._timeout)
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(WATCHDOG_EXIT_CODE)
+    return describe_failure(error)
 
 
 def _die_with_parent(parent_pid: int) -> None:

@@ -10,6 +10,11 @@ from typing import Literal
 
 import msgspec
 
+
+class StepError(Exception):
+    """A step that could not be carried out, while later ones can; the text is for the clients of its requests."""
+
+
 StepMode = Literal["extend", "decode", "mixed"]
 
 
@@ -77,6 +82,10 @@ class RowMedia(msgspec.Struct, kw_only=True):
     padded_ids: (
         bytes  # int64 [prompt length]: the prompt with pad values in the place of media tokens
     )
+    # Of a model that attends to media across: int32 slots of the encoder tokens, and (position, first, end): from that position on, until
+    # the next entry, a token sees the encoder tokens first .. end - 1.
+    encoder_slots: bytes = b""
+    encoder_views: list[tuple[int, int, int]] = []
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
@@ -117,3 +126,4 @@ class StepResult(msgspec.Struct, kw_only=True):
     next_ids: list[int]  # -1 where nothing was sampled
     logprobs: dict[int, RowLogprobs] = {}  # by index of the work
     bad_rows: list[int] = []  # indices of works whose logits were not finite
+    nan_rows: list[int] = []  # those of them with a NaN, when that is looked for

@@ -7,7 +7,7 @@ numbers, and whoever runs the model writes them into the row's table.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class RequestCache:
     max_length: int  # what the request may grow to, as far as its owner knows
     # Free pages set aside behind the last one, so that what the request appends lies in one run.
     room: range = range(0)
+    # int32; whole pages of encoder tokens, this handle's own: never in the tree.
+    encoder: SlotArray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
 
     @property
     def slots(self) -> SlotArray:
@@ -130,6 +132,10 @@ class KVCacheManager:
         """Slots that are free or evictable."""
         return self.num_free + self._tree.evictable_size
 
+    def whole_pages(self, num_tokens: int) -> int:
+        """Slots that so many tokens take."""
+        return -(-num_tokens // self.page_size) * self.page_size
+
     def match(
         self, token_ids: TokenIds, extra_key: str | None = None, limit: int | None = None
     ) -> int:
@@ -167,7 +173,7 @@ class KVCacheManager:
 
     def slots_needed(self, handle: RequestCache, num_tokens: int) -> int:
         """Slots, in whole pages, that `extend(handle, num_tokens)` would newly take."""
-        return self._round_up(handle.length + num_tokens) - self._round_up(handle.length)
+        return self.whole_pages(handle.length + num_tokens) - self.whole_pages(handle.length)
 
     def can_extend(self, handle: RequestCache, num_tokens: int) -> bool:
         """Whether `extend(handle, num_tokens)` would succeed now."""
@@ -186,9 +192,9 @@ class KVCacheManager:
             raise ValueError(f"cannot extend by {num_tokens} tokens; truncate() makes shorter")
         start = handle.length
         end = start + num_tokens
-        reserved = self._round_up(start)
+        reserved = self.whole_pages(start)
         if end > reserved:
-            pages = self._take_pages(handle, (self._round_up(end) - reserved) // self.page_size)
+            pages = self._take_pages(handle, (self.whole_pages(end) - reserved) // self.page_size)
             if pages is None:
                 return None
             handle.append_pages(reserved, self._allocator.slots_of(pages))
@@ -221,6 +227,26 @@ class KVCacheManager:
             handle.length += 1
         return taken
 
+    def take_encoder(self, handle: RequestCache, num_tokens: int) -> bool:
+        """Give a request slots for `num_tokens` encoder tokens (`handle.encoder`, in whole pages), evicting as needed; `close` frees them.
+
+        False, and nothing changed, when they cannot be had.
+
+        Raises:
+            ValueError: it has some already.
+        """
+        self._require_open(handle)
+        if len(handle.encoder):
+            raise ValueError(f"row {handle.row} has {len(handle.encoder)} encoder slots already")
+        size = self.whole_pages(num_tokens)
+        if size > self.num_available():
+            return False
+        self._make_free(size // self.page_size)
+        pages = self._allocator.alloc_pages(size // self.page_size)
+        assert pages is not None, "made free above"
+        handle.encoder = self._allocator.slots_of(pages)
+        return True
+
     def truncate(self, handle: RequestCache, num_tokens: int) -> None:
         """Keep the first `num_tokens` positions and give back the pages beyond them.
 
@@ -234,7 +260,7 @@ class KVCacheManager:
                 f"{handle.cached_len} (shared through the tree) .. {handle.length} (allocated)"
             )
         self._release_room(handle)
-        self._free_slots(handle, self._round_up(num_tokens), self._round_up(handle.length))
+        self._free_slots(handle, self.whole_pages(num_tokens), self.whole_pages(handle.length))
         handle.length = num_tokens
 
     def commit_prefix(self, handle: RequestCache, token_ids: TokenIds) -> None:
@@ -276,7 +302,8 @@ class KVCacheManager:
         if insert:
             self.commit_prefix(handle, token_ids)
         self._release_room(handle)
-        self._free_slots(handle, handle.cached_len, self._round_up(handle.length))
+        self._free_slots(handle, handle.cached_len, self.whole_pages(handle.length))
+        self._allocator.free_pages(self._allocator.pages_of(handle.encoder))
         self._tree.unlock(handle.node)
         del self._handles[handle.row]
         self._free_rows.append(handle.row)
@@ -306,7 +333,8 @@ class KVCacheManager:
                 self._tree.path_slots(handle.node), handle.buffer[: handle.cached_len]
             ):
                 raise AssertionError(f"row {handle.row}: cached slots differ from the tree's")
-            owned.append(handle.buffer[handle.cached_len : self._round_up(handle.length)])
+            owned.append(handle.buffer[handle.cached_len : self.whole_pages(handle.length)])
+            owned.append(handle.encoder)
         slots = np.concatenate(owned)
         rooms = [page for handle in self._handles.values() for page in handle.room]
         if len(rooms) != self._num_room_pages:
@@ -323,9 +351,6 @@ class KVCacheManager:
             raise AssertionError(
                 f"pages lost or doubled: {wrong.tolist()}; padding page used {counts[0]} times"
             )
-
-    def _round_up(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_size) * self.page_size
 
     def _take_pages(self, handle: RequestCache, num_pages: int) -> SlotArray | None:
         """Pages from the handle's room, then free ones, then evicted ones; None if they do not suffice."""
@@ -362,7 +387,7 @@ class KVCacheManager:
 
     def _room_wish(self, handle: RequestCache, num_pages: int) -> int:
         """Pages worth setting aside once `num_pages` more are in use."""
-        left = handle.max_length - self._round_up(handle.length) - num_pages * self.page_size
+        left = handle.max_length - self.whole_pages(handle.length) - num_pages * self.page_size
         return min(max(left, 0), _MAX_ROOM) // self.page_size
 
     def _set_aside(self, handle: RequestCache, pages: SlotArray) -> None:

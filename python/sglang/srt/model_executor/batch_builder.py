@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sglang.srt.managers.step_plan import RowWork, StepPlan
+from sglang.srt.managers.step_plan import RowMedia, RowWork, StepPlan
+from sglang.srt.model_executor.encoder_rows import EncoderRows
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
@@ -47,6 +48,7 @@ class BatchBuilder:
         rows, self._table_width = req_to_token_pool.req_to_token.shape
         self._table = req_to_token_pool.req_to_token.view(-1)
         self._media = MediaRows(rows, has_mrope)
+        self._encoder = EncoderRows(rows)
         # The last sampled id of every row: what its next decode step reads. int64 [R]
         self.next_token_ids = torch.zeros(rows, dtype=torch.int64, device=device)
 
@@ -54,7 +56,7 @@ class BatchBuilder:
         """The batch of `plan`; the row table already holds the new slots when it returns."""
         works = plan.works
         if plan.media:
-            self._media.update(plan.media)
+            self._take_media(plan.media)
         rows = np.fromiter((work.row for work in works), np.int64, len(works))
         starts = np.fromiter((work.start for work in works), np.int64, len(works))
         lens = np.fromiter((work.num_tokens for work in works), np.int64, len(works))
@@ -68,7 +70,9 @@ class BatchBuilder:
         slots = np.frombuffer(b"".join(work.new_slots for work in works), np.int32).astype(np.int64)
         self._write_prefixes(works)
         seq_lens = starts + lens
-        pieces = [rows, seq_lens, positions, slots, token_rows * self._table_width + positions]
+        # The slots of a request's encoder tokens precede those of its own.
+        cells = token_rows * self._table_width + self._encoder.lens[token_rows] + positions
+        pieces = [rows, seq_lens, positions, slots, cells]
         if ids is not None:
             pieces.append(ids)
         d_rows, d_seq_lens, d_positions, d_slots, d_cells, *d_ids = self._upload(pieces)
@@ -92,6 +96,7 @@ class BatchBuilder:
         if self._media.has_mrope:
             (flat,) = self._upload([self._media.mrope_positions(works, positions).reshape(-1)])
             batch.mrope_positions = flat.view(3, -1)
+        self._add_encoder_fields(batch, works)
         if plan.mode != "decode":
             batch.mm_inputs = self._media.inputs_of(works)
             self._add_extend_fields(batch, works, starts, lens)
@@ -110,13 +115,22 @@ class BatchBuilder:
                 ids[-num_decode:] = self.next_token_ids[d_rows[-num_decode:]]
         return ids
 
+    def _take_media(self, media: dict[int, RowMedia | None]) -> None:
+        self._media.update(media)
+        for row, slots in self._encoder.update(media).items():
+            self._write_table(row, 0, slots)
+
     def _write_prefixes(self, works: list[RowWork]) -> None:
         """Lay the slots of cached prefixes into the row table."""
         for work in works:
             if work.prefix_slots is not None:
-                slots = torch.from_numpy(np.frombuffer(work.prefix_slots, np.int32).copy())
-                table = self._req_to_token_pool.req_to_token
-                table[work.row, : work.start] = slots.to(self._device, non_blocking=True)
+                slots = np.frombuffer(work.prefix_slots, np.int32)
+                self._write_table(work.row, int(self._encoder.lens[work.row]), slots)
+
+    def _write_table(self, row: int, start: int, slots: np.ndarray) -> None:
+        table = self._req_to_token_pool.req_to_token
+        values = torch.from_numpy(slots.copy()).to(self._device, non_blocking=True)
+        table[row, start : start + len(slots)] = values
 
     def _upload(self, pieces: list[np.ndarray]) -> list[torch.Tensor]:
         """Device views of int64 arrays, sent in one copy."""
@@ -139,6 +153,16 @@ class BatchBuilder:
         batch.extend_prefix_lens_cpu = starts.tolist()
         if batch.return_logprob:
             self._add_logprob_fields(batch, works)
+
+    def _add_encoder_fields(self, batch: ForwardBatch, works: list[RowWork]) -> None:
+        step = self._encoder.step(works)
+        if step is None:
+            return
+        lens = np.asarray(step.lens, np.int64)
+        batch.encoder_lens, loc, visible = self._upload([lens, step.new_slots, step.visible])
+        batch.encoder_out_cache_loc, batch.encoder_visible = loc, visible.bool()
+        batch.encoder_lens_cpu, batch.encoder_cached = step.lens, step.cached
+        batch.encoder_views = step.views
 
     def _add_logprob_fields(self, batch: ForwardBatch, works: list[RowWork]) -> None:
         batch.extend_logprob_start_lens_cpu = [

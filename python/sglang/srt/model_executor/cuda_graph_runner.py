@@ -24,8 +24,10 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.graph_capture import capture_graph
 from sglang.srt.model_executor.prefill_graph_runner import TOKEN_COUNTS, PrefillGraphRunner
 from sglang.srt.platforms import Platform
+from sglang.srt.platforms.device_errors import is_out_of_memory
 from sglang.srt.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,14 @@ def get_is_capture_mode() -> bool:
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """Which batch sizes to capture, ascending. Without `pad` a step runs in a graph only at its exact size."""
+    """Which batch sizes to capture, ascending. Without `pad` a step runs in a graph only at its exact size.
+
+    `has_mrope`: the model turns queries and keys by three positions (time, height, width).
+    """
 
     batch_sizes: tuple[int, ...]
     pad: bool = True
+    has_mrope: bool = False
 
 
 @dataclass
@@ -62,7 +68,7 @@ class CudaGraphRunner:
         pools: an eager batch, of which the pools and the backend are taken.
         platform: for memory figures.
 
-    Raises ConfigError when memory runs out, and RuntimeError when the model does something that cannot be captured.
+    Raises RuntimeError when the model does something that cannot be captured, torch.OutOfMemoryError when memory runs out.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class CudaGraphRunner:
     ) -> None:
         self._sizes = list(config.batch_sizes)
         self._pad = config.pad
+        self._has_mrope = config.has_mrope
         self._forward = forward
         self._backend = backend
         self._pools = pools
@@ -84,7 +91,8 @@ class CudaGraphRunner:
 
         self._lines = graph_inputs
         largest = self._sizes[-1]
-        shape = (graph_inputs.NUM_LINES, -(-largest // 16) * 16)  # lines start at whole 128 bytes
+        num_lines = graph_inputs.AXES.stop if config.has_mrope else graph_inputs.NUM_LINES
+        shape = (num_lines, -(-largest // 16) * 16)  # lines start at whole 128 bytes
         self._buffer = torch.zeros(shape, dtype=torch.int64, device=platform.device)
         self._buffer[graph_inputs.SEQ_LENS] = self._padding_len
         self._captured: dict[int, _Captured] = {}
@@ -106,7 +114,7 @@ class CudaGraphRunner:
             and batch.encoder_lens is None
             and batch.input_embeds is None
             and batch.mm_input_embeds is None
-            and batch.mrope_positions is None
+            and (batch.mrope_positions is not None) == self._has_mrope
             and not batch.capture_hidden_mode.need_capture()
         )
 
@@ -128,6 +136,7 @@ class CudaGraphRunner:
             batch.out_cache_loc,
             size,
             self._padding_len,
+            batch.mrope_positions,
         )
         self._backend.init_forward_metadata_replay_cuda_graph(
             size,
@@ -143,6 +152,14 @@ class CudaGraphRunner:
         logits = captured.output.next_token_logits
         assert logits is not None, "the captured model has no logits"
         return LogitsProcessorOutput(logits[: batch.batch_size])
+
+    def release(self) -> None:
+        """Give the graphs back, before the communication library ends: it waits for those that hold its collectives."""
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
+        if self._prefill is not None:
+            self._prefill.release()
 
     def _size_for(self, batch_size: int) -> int | None:
         index = bisect.bisect_left(self._sizes, batch_size)
@@ -162,16 +179,10 @@ class CudaGraphRunner:
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._platform.device)
         stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with _capture_mode(), torch.cuda.stream(stream):
-                for size in reversed(sizes):
-                    self._captured[size] = self._capture(size, pool)
-                self._prefill = self._capture_prefills(pool)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"out of GPU memory while capturing graphs for up to {sizes[-1]} requests; lower "
-                "--mem-fraction-static or --cuda-graph-max-bs, or pass --disable-cuda-graph"
-            ) from error
+        with _capture_mode(), torch.cuda.stream(stream):
+            for size in reversed(sizes):
+                self._captured[size] = self._capture(size, pool)
+            self._prefill = self._capture_prefills(pool)
         torch.cuda.current_stream().wait_stream(stream)
         self.num_bytes = max(0, free - self._platform.free_memory())
         logger.info(
@@ -188,14 +199,14 @@ class CudaGraphRunner:
         if not isinstance(self._backend, TritonAttnBackend):
             return None
         runner = PrefillGraphRunner(
-            self._forward, self._backend, self._pools, self._platform.device
+            self._forward, self._backend, self._pools, self._platform.device, self._has_mrope
         )
         try:
             for count in reversed(TOKEN_COUNTS):
                 runner.capture(count, pool)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a model file may read what a captured prefill does not have
+            if is_out_of_memory(error) or isinstance(error, ConfigError):
+                raise
             logger.warning("Short prefills are not captured: %s: %s", type(error).__name__, error)
             return None
         return runner
@@ -205,21 +216,24 @@ class CudaGraphRunner:
         self._backend.init_forward_metadata_capture_cuda_graph(
             size, size, batch.req_pool_indices, batch.seq_lens, None, ForwardMode.DECODE, None
         )
-        self._forward(batch)  # compiles and loads kernels, which a capture may not
-        if not self._captured:
-            with _no_synchronisation():
-                self._forward(batch)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile, hence the thread's own error mode.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            output = self._forward(batch)
-        finally:
-            graph.capture_end()
+
+        def warm_up() -> None:
+            self._forward(batch)
+            if not self._captured:
+                with _no_synchronisation():
+                    self._forward(batch)
+
+        graph, output = capture_graph(
+            f"capturing decode steps of {size} requests",
+            pool,
+            warm_up,
+            lambda: self._forward(batch),
+        )
         return _Captured(graph, batch, output)
 
     def _static_batch(self, size: int) -> ForwardBatch:
-        ids, rows, lens, positions, slots = self._buffer[:, :size].unbind()
+        lines = self._buffer[:, :size]
+        ids, rows, lens, positions, slots = lines[: self._lines.NUM_LINES].unbind()
         return ForwardBatch(
             forward_mode=ForwardMode.DECODE,
             batch_size=size,
@@ -230,6 +244,7 @@ class CudaGraphRunner:
             seq_lens_sum=size * self._padding_len,
             out_cache_loc=slots,
             positions=positions,
+            mrope_positions=lines[self._lines.AXES] if self._has_mrope else None,
             attn_backend=self._backend,
             **self._pools,
         )
@@ -239,9 +254,16 @@ def why_not_captured(model: nn.Module) -> str | None:
     """What in `model` keeps its decode steps out of graphs; None when nothing is known to."""
     if not has_triton():
         return "the package triton is not installed"
-    if any(isinstance(module, FusedMoE) for module in model.modules()):
-        return "its experts read the router's choices on the host"
-    return None
+    layers = (module for module in model.modules() if isinstance(module, FusedMoE))
+    reasons = ((layer.prefix or "experts", layer.why_waits_for_host()) for layer in layers)
+    return next(
+        (
+            f"its experts ({name}) read the router's choices on the host: {reason}"
+            for name, reason in reasons
+            if reason is not None
+        ),
+        None,
+    )
 
 
 @contextlib.contextmanager

@@ -191,8 +191,12 @@ class ForwardBatch:
     # req_to_token.
     encoder_lens: torch.Tensor | None = None  # [B]
     encoder_lens_cpu: list[int] | None = None
-    encoder_cached: list[bool] | None = None
-    encoder_out_cache_loc: torch.Tensor | None = None
+    encoder_cached: list[bool] | None = None  # written by an earlier step
+    encoder_out_cache_loc: torch.Tensor | None = None  # [N] int64, slots written in this step
+    # Per request: (first, end, low, high): its new tokens first .. end - 1 see encoder tokens low .. high - 1; every new token is in one.
+    # None: all tokens of a request see all of its encoder tokens.
+    encoder_views: list[list[tuple[int, int, int, int]]] | None = None
+    encoder_visible: torch.Tensor | None = None  # [T] bool, whether a token sees any
 
     # What the requests ask for.
     sampling_info: Any = None

@@ -24,7 +24,7 @@ _KV_DTYPES: dict[str, torch.dtype | None] = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 # Attention backends that multiply what they read by the layer's scales.
-_READ_FP8 = ("torch_native", "triton")
+_READ_FP8 = ("torch_native", "triton", "flashinfer")
 # The least compute capability whose instructions convert from float8_e4m3fn.
 _CONVERTS_E4M3 = (8, 9)
 

@@ -12,6 +12,7 @@ import torch
 
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.distributed import get_tp_group
+from sglang.srt.distributed.agreement import all_can
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -22,7 +23,15 @@ from sglang.srt.model_executor.cuda_graph_runner import (
     why_not_captured,
 )
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.graph_capture import check_alike
 from sglang.srt.model_executor.kv_pool import create_kv_pool, kv_bytes_per_token
+from sglang.srt.model_executor.memory_guard import (
+    FOR_ATTENTION,
+    FOR_CAPTURE,
+    FOR_POOL,
+    MemoryGuard,
+)
+from sglang.srt.model_executor.rank_sums import leave_sums_to_norms
 from sglang.srt.model_loader.loader import get_model
 from sglang.srt.model_loader.quantization import load_kv_cache_scales
 from sglang.srt.multimodal.intake import MediaIntake
@@ -70,26 +79,19 @@ class ModelRunner:
         self.device = self.platform.device
         self.dtype = model_config.torch_dtype(self.device.type)
         self.platform.activate()
-        started = time.perf_counter()
-        self.model = get_model(
-            model_config=model_config, load_config=load, device_config=self.device
-        )
-        if config.kv_scales_path is not None:
-            load_kv_cache_scales(self.model, config.kv_scales_path, model_config)
-        self._fix_rope_tables()
-        self.weight_bytes = _parameter_bytes(self.model)
-        logger.info(
-            "Load weight end. type=%s, dtype=%s, weights=%.3f GiB, %.2f s",
-            type(self.model).__name__,
-            self.dtype,
-            self.weight_bytes / 2**30,
-            time.perf_counter() - started,
-        )
+        self._guard = guard = MemoryGuard(self.platform)
+        num_ranks = get_tp_group().world_size
+        with guard.phase(
+            "loading the weights", lambda: guard.weights_advice(model_config, load, num_ranks)
+        ):
+            self._load_weights(load)
         self._wants_pp_proxy = (
             "pp_proxy_tensors" in inspect.signature(self.model.forward).parameters
         )
-        self._init_pools()
-        self.attn_backend = create_attention_backend(config.attention_backend, self)
+        with guard.phase("allocating the KV cache pool", FOR_POOL):
+            self._init_pools()
+        with guard.phase("preparing attention", FOR_ATTENTION):
+            self.attn_backend = create_attention_backend(config.attention_backend, self)
         self.builder = BatchBuilder(
             self.req_to_token_pool,
             self.token_to_kv_pool,
@@ -98,6 +100,25 @@ class ModelRunner:
             has_mrope=model_config.has_mrope,
         )
         self.graphs = self._capture_graphs()
+
+    def _load_weights(self, load: LoadConfig) -> None:
+        config, started = self.config, time.perf_counter()
+        self.model = get_model(
+            model_config=self.model_config, load_config=load, device_config=self.device
+        )
+        if config.kv_scales_path is not None:
+            load_kv_cache_scales(self.model, config.kv_scales_path, self.model_config)
+        self._fix_rope_tables()
+        if get_tp_group().world_size > 1:
+            leave_sums_to_norms(self.model)
+        self.weight_bytes = _parameter_bytes(self.model)
+        logger.info(
+            "Load weight end. type=%s, dtype=%s, weights=%.3f GiB, %.2f s",
+            type(self.model).__name__,
+            self.dtype,
+            self.weight_bytes / 2**30,
+            time.perf_counter() - started,
+        )
 
     @property
     def sliding_window_size(self) -> int | None:
@@ -129,7 +150,7 @@ class ModelRunner:
         sizes = self.config.graph_batch_sizes
         if not sizes or not self.platform.is_cuda:
             return None
-        reason = why_not_captured(self.model)
+        reason = all_can(get_tp_group(), why_not_captured(self.model))
         if reason is not None:
             logger.warning(
                 "Decode steps of %s are not captured: %s", type(self.model).__name__, reason
@@ -137,22 +158,32 @@ class ModelRunner:
             return None
         enough = [size for size in sizes if size < self.max_running_requests]
         sizes = (*enough, *sizes[len(enough) : len(enough) + 1])
+        check_alike("the batch sizes of captured steps (--cuda-graph-bs)", sizes)
+        doing = f"capturing graphs for up to {sizes[-1]} requests"
         try:
-            return CudaGraphRunner(
-                GraphConfig(sizes, self.config.pad_graphs),
-                self._run_model,
-                self.attn_backend,
-                {
-                    "req_to_token_pool": self.req_to_token_pool,
-                    "token_to_kv_pool": self.token_to_kv_pool,
-                },
-                self.platform,
-            )
+            with self._guard.phase(doing, FOR_CAPTURE):
+                return CudaGraphRunner(
+                    GraphConfig(sizes, self.config.pad_graphs, self.model_config.has_mrope),
+                    self._run_model,
+                    self.attn_backend,
+                    {
+                        "req_to_token_pool": self.req_to_token_pool,
+                        "token_to_kv_pool": self.token_to_kv_pool,
+                    },
+                    self.platform,
+                )
         except (RuntimeError, NotImplementedError) as error:
             logger.warning(
                 "Decode steps of %s are not captured: %s", type(self.model).__name__, error
             )
             return None
+
+    def release_graphs(self) -> None:
+        """Before this rank leaves its group; no step may follow."""
+        if self.graphs is not None:
+            self.platform.synchronize()
+            self.graphs.release()
+            self.graphs = None
 
     def _fix_rope_tables(self) -> None:
         """Settle tables that depend on the length of the sequence: cached keys must fit all later queries."""
@@ -170,7 +201,7 @@ class ModelRunner:
         self.num_slots = self.max_total_num_tokens + config.page_size  # with the padding page
         self.max_running_requests = config.max_running_requests or self._default_rows()
         self.req_to_token_pool = ReqToTokenPool(
-            self.max_running_requests, self.model_config.context_len, self.device
+            self.max_running_requests, self.model_config.row_width, self.device
         )
         self.token_to_kv_pool = create_kv_pool(
             self.model_config, tp_size, self.num_slots, config.page_size, kv_dtype, self.device
@@ -190,19 +221,24 @@ class ModelRunner:
         page = self.config.page_size
         room = get_tp_group().min_of_hosts(self._memory_for_kv() // token_bytes)
         rows = self.config.max_running_requests or DEFAULT_ROWS[self.platform.name]
-        tokens = min(room, rows * self.model_config.context_len)  # more could never be filled
+        tokens = min(room, rows * self.model_config.row_width)  # more could never be filled
         if self.config.max_total_tokens is not None:
             tokens = self.config.max_total_tokens
             if tokens > room:
                 raise ConfigError(
                     f"max_total_tokens={tokens} needs {tokens * token_bytes / 2**30:.2f} GiB of KV cache, "
-                    f"but only {room * token_bytes / 2**30:.2f} GiB are free; lower it"
+                    f"but only {max(room, 0) * token_bytes / 2**30:.2f} GiB are free for it; lower it. {self._guard.account()}"
                 )
         tokens = tokens // page * page
-        if tokens < max(MIN_POOL_TOKENS, page):
+        least = max(MIN_POOL_TOKENS, page)
+        if tokens < least and self.config.max_total_tokens is not None:
             raise ConfigError(
-                f"the KV cache pool would hold {tokens} tokens, too few for one request; free memory, "
-                f"raise mem_fraction_static={self.config.mem_fraction_static} or raise max_total_tokens"
+                f"max_total_tokens={self.config.max_total_tokens} is too few for one request; give at least {least}"
+            )
+        if tokens < least:
+            fraction = self.config.mem_fraction_static
+            raise self._guard.pool_too_small(
+                tokens, least, token_bytes, self.weight_bytes, fraction
             )
         return tokens
 

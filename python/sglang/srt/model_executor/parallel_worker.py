@@ -21,10 +21,11 @@ from sglang.srt.distributed import (
     initialize_model_parallel,
 )
 from sglang.srt.distributed.channel import SECRET_BYTES, FollowerChannel, LeaderChannel
-from sglang.srt.distributed.rendezvous import stay_on_loopback
-from sglang.srt.managers.step_plan import StepPlan
+from sglang.srt.distributed.device_communicators.peer_memory import connect_peer_memory
+from sglang.srt.distributed.rendezvous import avoid_multicast, stay_on_loopback
+from sglang.srt.managers.step_plan import StepError, StepPlan
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.model_executor.worker import LaunchedStep, TpWorker
+from sglang.srt.model_executor.worker import LaunchedStep, TpWorker, upload_indices
 from sglang.srt.platforms import Platform
 
 _ADDRESS = struct.Struct(f"<H{SECRET_BYTES}s")
@@ -39,13 +40,20 @@ class LeaderWorker:
         self._encoder = msgspec.msgpack.Encoder()
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Send `plan` to the other ranks, then queue it here."""
+        """Send `plan` to the other ranks, then queue it here.
+
+        Raises RuntimeError when memory runs out: the other ranks wait for this one in a collective, so nothing can follow.
+        """
         self._channel.send(self._encoder.encode(without_sampling(plan)))
-        return self._worker.launch(plan)
+        try:
+            return self._worker.launch(plan)
+        except StepError as error:
+            raise RuntimeError(f"Rank 0 of several cannot go on. {error}") from error
 
     def close(self) -> None:
         """End the other ranks and leave the group."""
         self._channel.close()
+        self._worker.close()
         destroy_distributed_environment()
 
 
@@ -64,12 +72,17 @@ class FollowerWorker:
         plan = self._decoder.decode(frame)
         batch = self._builder.build(plan)
         self._runner.forward(batch)
-        rows = [work.row for work in plan.works if work.sample]
-        if not rows:
+        rows = sampled_rows(plan, batch.req_pool_indices, self._runner.platform)
+        if not len(rows):
             return
         next_ids = torch.empty(len(rows), dtype=torch.int64, device=self._runner.device)
         self._group.broadcast(next_ids)
-        self._builder.next_token_ids[torch.tensor(rows, device=next_ids.device)] = next_ids
+        self._builder.next_token_ids[rows] = next_ids
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._runner.release_graphs()
+        destroy_distributed_environment()
 
 
 def without_sampling(plan: StepPlan) -> StepPlan:
@@ -79,13 +92,23 @@ def without_sampling(plan: StepPlan) -> StepPlan:
     return msgspec.structs.replace(plan, setups=[], grammar_masks={})
 
 
-def join_ranks(place: RankPlace, platform: Platform) -> None:
+def sampled_rows(plan: StepPlan, rows: torch.Tensor, platform: Platform) -> torch.Tensor:
+    """Those of `rows` int64 [B] whose works sample; queued without waiting for the device."""
+    picked = [index for index, work in enumerate(plan.works) if work.sample]
+    if len(picked) == len(plan.works):
+        return rows
+    return rows[upload_indices(picked, platform)]
+
+
+def join_ranks(place: RankPlace, platform: Platform, use_peer_memory: bool = True) -> None:
     """Meet the other ranks; returns when all are there and a first collective went through.
 
-    The first collective comes before memory is measured: it allocates what the communication library needs.
+    The first collective comes before memory is measured: it allocates what the communication library needs. `use_peer_memory`: small
+    sums may go past the library, where the ranks are GPUs of one machine that reach each other's memory.
     """
     if place.is_on_loopback:
         stay_on_loopback()
+    avoid_multicast()
     platform.activate()
     init_distributed_environment(
         world_size=place.tp_size,
@@ -96,8 +119,11 @@ def join_ranks(place: RankPlace, platform: Platform) -> None:
         timeout=place.timeout,
     )
     initialize_model_parallel(place.tp_size)
-    get_tp_group().all_reduce(torch.zeros(1, device=platform.device))
+    group = get_tp_group()
+    group.all_reduce(torch.zeros(1, device=platform.device))
     platform.synchronize()
+    if use_peer_memory and platform.is_cuda and place.ranks_per_node == place.tp_size:
+        group.peer_memory = connect_peer_memory(group, platform.device)
 
 
 def open_leader_channel(place: RankPlace) -> LeaderChannel:

@@ -16,13 +16,15 @@ import torch
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.graph_capture import capture_graph
 
 # Above these a step keeps the device busy for longer than launching it takes.
 TOKEN_COUNTS = (64, 128, 256, 384, 512, 768, 1024)
 # Real requests of a step.
 MAX_REQUESTS = 8
-# Lines of the tokens.
+# Lines of the tokens; behind them three of positions, for models that turn by time, height and width.
 _INPUT_IDS, _POSITIONS, _SLOTS = range(3)
+_NUM_LINES = 3
 
 
 @dataclass
@@ -39,6 +41,7 @@ class PrefillGraphRunner:
         forward: runs the model on a batch whose attention metadata are ready.
         backend: an attention backend with `capture_extend` and `replay_extend`.
         pools: fields of a batch that name the pools.
+        has_mrope: the model turns queries and keys by three positions.
     """
 
     def __init__(
@@ -47,12 +50,15 @@ class PrefillGraphRunner:
         backend: Any,
         pools: dict[str, Any],
         device: torch.device,
+        has_mrope: bool = False,
     ) -> None:
         self._forward = forward
         self._backend = backend
         self._pools = pools
         self._device = device
-        self._tokens = torch.zeros(3, TOKEN_COUNTS[-1], dtype=torch.int64, device=device)
+        self._has_mrope = has_mrope
+        shape = (_NUM_LINES + 3 * has_mrope, TOKEN_COUNTS[-1])
+        self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         # Two more: the request of padding tokens and one without tokens.
         self._rows = torch.zeros(MAX_REQUESTS + 2, dtype=torch.int64, device=device)
         self._last = torch.zeros(MAX_REQUESTS, dtype=torch.int64, device=device)
@@ -68,7 +74,7 @@ class PrefillGraphRunner:
             and not batch.return_logprob
             and not batch.capture_hidden_mode.need_capture()
             and not any(batch.mm_inputs or ())
-            and batch.mrope_positions is None
+            and (batch.mrope_positions is not None) == self._has_mrope
             and batch.input_embeds is None
             and batch.encoder_lens_cpu is None
             and batch.bidirectional_spans is None
@@ -84,6 +90,8 @@ class PrefillGraphRunner:
         self._tokens[_INPUT_IDS, :num_tokens] = batch.input_ids
         self._tokens[_POSITIONS, :num_tokens] = batch.positions
         self._tokens[_SLOTS, :num_tokens] = batch.out_cache_loc
+        if self._has_mrope:
+            self._tokens[_NUM_LINES:, :num_tokens] = batch.mrope_positions
         self._rows[:size] = batch.req_pool_indices
         last = np.zeros(MAX_REQUESTS, np.int64)
         last[:size] = np.cumsum(batch.extend_seq_lens_cpu) - 1
@@ -95,26 +103,33 @@ class PrefillGraphRunner:
         assert logits is not None, "the captured model has no logits"
         return LogitsProcessorOutput(logits[:size])
 
+    def release(self) -> None:
+        """Give the graphs back."""
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
+
     def capture(self, count: int, pool: Any) -> None:
         """One graph for `count` tokens; call under the capture stream."""
         batch = self._static_batch(count)
         self._backend.capture_extend(count, self._rows)
-        self._forward(batch)  # compiles and loads kernels, which a capture may not
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            output = self._forward(batch)
-        finally:
-            graph.capture_end()
+        graph, output = capture_graph(
+            f"capturing prefills of {count} tokens",
+            pool,
+            lambda: self._forward(batch),
+            lambda: self._forward(batch),
+        )
         self._captured[count] = _Captured(graph, output, batch)
 
     def _static_batch(self, count: int) -> ForwardBatch:
-        ids, positions, slots = self._tokens[:, :count].unbind()
+        lines = self._tokens[:, :count]
+        ids, positions, slots = lines[:_NUM_LINES].unbind()
         return ForwardBatch(
             forward_mode=ForwardMode.EXTEND,
             batch_size=MAX_REQUESTS,
             input_ids=ids,
             positions=positions,
+            mrope_positions=lines[_NUM_LINES:] if self._has_mrope else None,
             out_cache_loc=slots,
             req_pool_indices=self._rows[:MAX_REQUESTS],
             next_token_positions=self._last,

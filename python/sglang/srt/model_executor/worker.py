@@ -14,15 +14,17 @@ from sglang.srt.distributed import get_tp_group
 from sglang.srt.environ import envs
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.sampler import SampleOutput, Sampler
-from sglang.srt.managers.step_plan import RowLogprobs, StepPlan, StepResult
+from sglang.srt.managers.step_plan import RowLogprobs, StepError, StepPlan, StepResult
 from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.platforms import Platform
+from sglang.srt.platforms.device_errors import STEP_FLAGS, is_out_of_memory, tried_to_allocate
 from sglang.srt.sampling.sampling_batch import SamplingTable
 
 
 class TpWorker:
     """The worker of rank 0, the only one that samples. The ids it hands out are those of every rank."""
 
-    def __init__(self, runner: ModelRunner, *, seed: int) -> None:
+    def __init__(self, runner: ModelRunner, *, seed: int, check_nan: bool = False) -> None:
         self._runner = runner
         self._builder = runner.builder
         self._group = get_tp_group()
@@ -30,12 +32,25 @@ class TpWorker:
             runner.max_running_requests, runner.model_config.vocab_size, runner.device
         )
         self._sampler = Sampler(
-            seed, return_original_logprob=envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get()
+            seed,
+            return_original_logprob=envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get(),
+            check_nan=check_nan,
         )
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue `plan` on the device."""
+        """Queue `plan` on the device. Raises StepError when memory runs out; other plans may follow."""
+        try:
+            return self._launch(plan)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = _out_of_memory_reason(plan, error)
+        # Not in the handler, whose traceback holds the tensors of the step.
+        self._runner.platform.release_memory()
+        raise StepError(reason)
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> LaunchedStep:
         for setup in plan.setups:
             self._table.set_row(setup)
         batch = self._builder.build(plan)
@@ -46,18 +61,27 @@ class TpWorker:
         works = [plan.works[index] for index in indices]
         logits, rows = output.next_token_logits, batch.req_pool_indices
         if len(indices) < len(plan.works):
-            picked = torch.tensor(indices, device=logits.device)
+            picked = upload_indices(indices, self._runner.platform)
             logits, rows = logits[picked], rows[picked]
         sampling = self._table.batch([work.row for work in works], works, plan.grammar_masks)
         sampled = self._sampler(logits, sampling)
         self._group.broadcast(sampled.next_ids)
         self._builder.next_token_ids[rows] = sampled.next_ids
         # Queued now: a copy asked for later would wait for the step after this one too.
-        download = self._runner.platform.download(sampled.next_ids, sampled.bad)
+        flags = [sampled.bad] if sampled.nan is None else [sampled.bad, sampled.nan]
+        download = self._runner.platform.download(sampled.next_ids, *flags)
         return LaunchedStep(plan, indices, output, sampled, download)
 
     def close(self) -> None:
-        """A single rank leaves nobody behind."""
+        """No step may follow."""
+        self._runner.release_graphs()
+
+
+def upload_indices(indices: list[int], platform: Platform) -> torch.Tensor:
+    """int64 indices on the device, without waiting for it."""
+    host = platform.empty_pinned((len(indices),), torch.int64)
+    host.copy_(torch.tensor(indices, dtype=torch.int64))
+    return platform.upload(host)
 
 
 class LaunchedStep:
@@ -75,7 +99,7 @@ class LaunchedStep:
         self._indices = indices
         self._output = output
         self._sampled = sampled
-        self._download = download  # ids and bad rows
+        self._download = download  # ids, bad rows, and NaN rows where they are looked for
 
     @property
     def logits(self) -> torch.Tensor:
@@ -87,13 +111,17 @@ class LaunchedStep:
         plan = self._plan
         result = StepResult(step_id=plan.step_id, next_ids=[-1] * len(plan.works))
         if self._download is not None:
-            next_ids, bad = (tensor.tolist() for tensor in self._download())
+            next_ids, *flags = (tensor.tolist() for tensor in self._download())
             for index, next_id in zip(self._indices, next_ids, strict=True):
                 result.next_ids[index] = next_id
-            result.bad_rows = [i for i, is_bad in zip(self._indices, bad, strict=True) if is_bad]
+            result.bad_rows, *nan_rows = (self._flagged(column) for column in flags)
+            result.nan_rows = nan_rows[0] if nan_rows else []
         if any(work.return_logprob for work in plan.works):
             result.logprobs = self._logprobs(result)
         return result
+
+    def _flagged(self, column: list[bool]) -> list[int]:
+        return [index for index, is_set in zip(self._indices, column, strict=True) if is_set]
 
     def _logprobs(self, result: StepResult) -> dict[int, RowLogprobs]:
         rows = _input_logprobs(self._plan, self._output)
@@ -105,6 +133,14 @@ class LaunchedStep:
             row.output, row.output_token = sampled.output, result.next_ids[index]
             row.output_top, row.output_ids = sampled.output_top, sampled.output_ids
         return rows
+
+
+def _out_of_memory_reason(plan: StepPlan, error: Exception) -> str:
+    return (
+        f"The server ran out of memory in a step of {len(plan.works)} requests and {plan.num_tokens} tokens "
+        f"({tried_to_allocate(error)}). Try again with less at a time; if this happens often, start the server with a lower "
+        f"{STEP_FLAGS}."
+    )
 
 
 def _input_logprobs(plan: StepPlan, output: LogitsProcessorOutput) -> dict[int, RowLogprobs]:

@@ -14,6 +14,7 @@ import torch
 
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.multimodal.content import digests_of, split_item
+from sglang.srt.multimodal.dealing import embed_dealt
 from sglang.srt.multimodal.embedding_cache import EmbeddingCache, cache_of
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
 
@@ -87,9 +88,11 @@ def embed_mm_inputs(
     """Embeddings `[T, D]` and further keywords for the language model. Clamps `input_ids` in place."""
     pieces = []
     for modality in Modality.all():
-        function = functools.partial(
+        function: EmbeddingFunction = functools.partial(
             _call_embedding_function, modality, multimodal_model, data_embedding_func_mapping
         )
+        if _deals_media(multimodal_model):
+            function = functools.partial(embed_dealt, function)
         found = _embed_modality(
             modality,
             mm_inputs_list,
@@ -258,6 +261,12 @@ def _call_embedding_function(
             f"{type(multimodal_model).__name__} has no {name}, so that it cannot take media of this kind"
         )
     return function(items)
+
+
+def _deals_media(multimodal_model: Any) -> bool:
+    """Whether every rank holds the whole tower and computes a share of the media."""
+    is_module = isinstance(multimodal_model, torch.nn.Module)
+    return is_module and bool(vars(multimodal_model).get("deals_media", False))
 
 
 def _is_later_stage(language_model: Any) -> bool:

@@ -154,6 +154,10 @@ class MultimodalInputs:
     mrope_position_delta: torch.Tensor | None = None  # int64 [1, 1]
     # Set by a model's pad_input_ids: `[start, end)` places in the prompt that must be computed in one step.
     uncut_spans: list[tuple[int, int]] = field(default_factory=list)
+    # Set by pad_input_ids of a model with cross-attention: keys that the media take in its layers, and which of them a token sees
+    # (`RowMedia.encoder_views`).
+    num_encoder_tokens: int = 0
+    encoder_views: list[tuple[int, int, int]] = field(default_factory=list)
     # Rows `[n, D]` of media that a prompt chunk ends in, by digest, for the next chunk.
     unfinished: dict[bytes, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -167,6 +171,8 @@ class MultimodalInputs:
             "mm_items",
             "unfinished",
             "uncut_spans",
+            "num_encoder_tokens",
+            "encoder_views",
         }
         values = {key: value for key, value in obj.items() if key in known}
         return MultimodalInputs(mm_items=items, **values)

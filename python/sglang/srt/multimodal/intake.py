@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import torch
 
@@ -20,13 +21,21 @@ PadInputIds = Callable[[list[int], MultimodalInputs], list[int]]
 class RequestMedia:
     """The scheduler's share: what the ranks are sent, one cache key per prompt position, and the position of the first output.
 
-    `uncut_spans`: `[start, end)` places in the prompt whose tokens see each other in both directions.
+    `uncut_spans`: `[start, end)` places in the prompt whose tokens see each other in both directions. `num_encoder_tokens`: KV slots that
+    the media take beside those of the tokens, in a model that attends to them across.
     """
 
     sent: RowMedia
     keys: list[int]
     next_position: int
     uncut_spans: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    num_encoder_tokens: int = 0
+
+    def sent_with(self, encoder_slots: bytes) -> RowMedia:
+        """What the ranks are sent when the encoder tokens have these slots."""
+        if not encoder_slots:
+            return self.sent
+        return msgspec.structs.replace(self.sent, encoder_slots=encoder_slots)
 
     def chunk(self, start: int, wanted: int, left: int, page_size: int) -> int:
         """How many of the `left` tokens from `start` on to compute, where `wanted` were granted: a number of pages whose end cuts no span.
@@ -71,8 +80,10 @@ class MediaIntake:
             )
         keys = cache_keys(padded, inputs.mm_items, positions)
         ids = np.asarray(padded, np.int64).tobytes()
-        sent = RowMedia(inputs=packed, padded_ids=ids)
-        return RequestMedia(sent, keys, next_position, inputs.uncut_spans)
+        sent = RowMedia(inputs=packed, padded_ids=ids, encoder_views=inputs.encoder_views)
+        return RequestMedia(
+            sent, keys, next_position, inputs.uncut_spans, inputs.num_encoder_tokens
+        )
 
     def _check_rows(self, item: MultimodalDataItem) -> None:
         rows = item.precomputed_embeddings

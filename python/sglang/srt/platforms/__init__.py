@@ -6,6 +6,7 @@ from sglang.srt.platforms.base import Platform
 from sglang.srt.platforms.cpu import CpuPlatform
 from sglang.srt.platforms.cuda import CudaPlatform
 from sglang.srt.utils import is_cuda
+from sglang.srt.utils.cuda_probe import why_no_cuda
 
 __all__ = ["CpuPlatform", "CudaPlatform", "Platform", "create_platform"]
 
@@ -24,5 +25,7 @@ def create_platform(device: str = "auto", index: int = 0) -> Platform:
         allowed = ", ".join(["auto", *_PLATFORMS])
         raise ValueError(f"device {device!r} is not supported; allowed: {allowed}")
     if device == "cuda" and not is_cuda():
-        raise ValueError("device 'cuda' was asked for, but torch sees no usable GPU; use 'cpu'")
+        raise ValueError(
+            f"device 'cuda' was asked for, but torch sees no usable GPU ({why_no_cuda()}); use 'cpu'"
+        )
     return _PLATFORMS[device](index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -66,6 +67,10 @@ class Platform(ABC):
     @abstractmethod
     def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
         """Called when the key/value buffers are made."""
+
+    def release_memory(self) -> None:
+        """Give memory back that the allocator keeps for later; for use after an allocation failed."""
+        gc.collect()
 
     def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
         """Queue copies to the host. The function returned waits for them alone, not for work queued later."""

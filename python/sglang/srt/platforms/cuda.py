@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from sglang.srt.platforms.base import Platform
+from sglang.srt.platforms.device_errors import first_line
+from sglang.srt.utils.errors import ConfigError
 
 
 class CudaPlatform(Platform):
@@ -21,7 +23,15 @@ class CudaPlatform(Platform):
         return torch.device("cuda", self.index)
 
     def activate(self) -> None:
-        torch.cuda.set_device(self.index)
+        """Raises ConfigError when the device exists but cannot be used, as when other programs have taken all of its memory."""
+        try:
+            torch.cuda.set_device(self.index)
+            torch.cuda.mem_get_info(self.index)  # makes the context, which needs memory itself
+        except RuntimeError as error:
+            raise ConfigError(
+                f"GPU {self.index} cannot be used: {first_line(error)}. nvidia-smi shows which programs hold it; free it or "
+                "choose another with --base-gpu-id"
+            ) from error
 
     def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
         pass
@@ -41,6 +51,10 @@ class CudaPlatform(Platform):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.index)
+
+    def release_memory(self) -> None:
+        super().release_memory()
+        torch.cuda.empty_cache()
 
     def create_stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.index)

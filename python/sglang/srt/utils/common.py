@@ -141,7 +141,7 @@ def is_nvidia_cublas_version_ge_12_9() -> bool:
 
 
 def is_flashinfer_available() -> bool:
-    """Always False: FlashInfer kernels are not used."""
+    """Always False: layers use no FlashInfer kernels; its attention is a backend of its own."""
     return False
 
 

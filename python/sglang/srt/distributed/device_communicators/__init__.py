@@ -1,1 +1,1 @@
-"""Memory that devices share. Compatibility: collectives use ordinary memory."""
+"""Memory that the devices of one machine share."""

@@ -1,7 +1,8 @@
 """Attention backends by name.
 
 A backend registers a function from the model runner to the backend. The function takes out of the
-runner the few values that the backend needs; backends do not keep the runner.
+runner the few values that the backend needs; backends do not keep the runner. Packages that a
+backend needs are looked for here and imported when it is made.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.utils.errors import ConfigError
 
 BackendFactory = Callable[[Any], AttentionBackend]
 
 ATTENTION_BACKENDS: dict[str, BackendFactory] = {}
+# Between the names of the backends of prefill and of decode.
+_BOTH = "+"
+_HALF_DTYPES = ("torch.float16", "torch.bfloat16")
 
 
 def register_attention_backend(name: str) -> Callable[[BackendFactory], BackendFactory]:
@@ -29,11 +34,27 @@ def register_attention_backend(name: str) -> Callable[[BackendFactory], BackendF
 
 
 def create_attention_backend(name: str, model_runner: Any) -> AttentionBackend:
-    """The backend for a runner. Raises ValueError for an unknown name."""
+    """The backend for a runner; `name` may be that of a pair, see `join_phases`.
+
+    Raises ValueError for an unknown name, ConfigError where the backend cannot run.
+    """
+    if _BOTH in name:
+        from sglang.srt.layers.attention.phase_backend import PhaseAttnBackend
+
+        prefill, decode = name.split(_BOTH)
+        return PhaseAttnBackend(
+            create_attention_backend(prefill, model_runner),
+            create_attention_backend(decode, model_runner),
+        )
     if name not in ATTENTION_BACKENDS:
         allowed = ", ".join(sorted(ATTENTION_BACKENDS))
         raise ValueError(f"attention backend {name!r} is not supported; supported: {allowed}")
     return ATTENTION_BACKENDS[name](model_runner)
+
+
+def join_phases(prefill: str, decode: str) -> str:
+    """The name of the backend that runs prefills by one and decodes by another backend."""
+    return prefill if prefill == decode else f"{prefill}{_BOTH}{decode}"
 
 
 @register_attention_backend("torch_native")
@@ -54,6 +75,73 @@ def _create_triton(model_runner: Any) -> AttentionBackend:
         device=model_runner.device,
         attention_chunk_size=model_runner.model_config.facts.attention_chunk_size,
     )
+
+
+@register_attention_backend("flashinfer")
+def _create_flashinfer(model_runner: Any) -> AttentionBackend:
+    is_hidden = not envs.SGLANG_IS_FLASHINFER_AVAILABLE.get()
+    _check_package("flashinfer", "flashinfer-python", "flashinfer", is_hidden)
+    _check_gpu("flashinfer", model_runner)
+    from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+
+    return FlashInferAttnBackend(
+        model_runner.req_to_token_pool.req_to_token,
+        model_runner.config.page_size,
+        lambda: create_attention_backend("triton", model_runner),
+    )
+
+
+@register_attention_backend("fa3")
+def _create_fa3(model_runner: Any) -> AttentionBackend:
+    _check_package("fa3", "sgl-kernel", "sgl_kernel")
+    _check_gpu("fa3", model_runner)
+    _check_hopper(model_runner.device)
+    from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
+
+    return Fa3AttnBackend(
+        model_runner.req_to_token_pool.req_to_token,
+        model_runner.config.page_size,
+        lambda: create_attention_backend("triton", model_runner),
+    )
+
+
+def _check_package(name: str, package: str, module: str, is_hidden: bool = False) -> None:
+    """Raises ConfigError where the package of a backend is missing."""
+    if is_hidden:
+        raise ConfigError(
+            f"attention backend {name!r} is hidden by SGLANG_IS_FLASHINFER_AVAILABLE=false; unset the "
+            "variable or choose --attention-backend triton"
+        )
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"attention backend {name!r} needs the package {package}, which is not installed; install it "
+            f"(pip install {package}, or the extra sglang[cuda]) or choose --attention-backend triton"
+        )
+
+
+def _check_gpu(name: str, model_runner: Any) -> None:
+    """Raises ConfigError on another device and for dtypes without kernels."""
+    device_type, dtype = model_runner.device.type, str(model_runner.dtype)
+    if device_type != "cuda":
+        raise ConfigError(
+            f"attention backend {name!r} needs device cuda, not {device_type}; choose --attention-backend torch_native"
+        )
+    if dtype not in _HALF_DTYPES:
+        raise ConfigError(
+            f"attention backend {name!r} computes in float16 and bfloat16, not {dtype}; choose --dtype bfloat16 or "
+            "--attention-backend triton"
+        )
+
+
+def _check_hopper(device: Any) -> None:
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] != 9:
+        raise ConfigError(
+            "attention backend 'fa3' needs a GPU of compute capability 9.0 (Hopper), this one has "
+            f"{capability[0]}.{capability[1]}; choose --attention-backend flashinfer or triton"
+        )
 
 
 def _check_triton(device_type: str, dtype: str) -> None:

@@ -43,6 +43,8 @@ class RequestSpan:
     prefix_len: int
     slots: Slots  # of positions 0 .. prefix_len + num_new - 1
     encoder_slots: Slots | None = None
+    # (first, end, low, high): new tokens first .. end - 1 see encoder tokens low .. high - 1.
+    encoder_views: list[tuple[int, int, int, int]] = field(default_factory=list)
     bidirectional: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -270,12 +272,12 @@ class _LayerCall:
         return has_all and fits_window and fits_chunk and not self._bidirectional(span)
 
     def _attend_encoder(self, span: RequestSpan, q: torch.Tensor, out: torch.Tensor) -> None:
-        slots = span.encoder_slots
-        length = 0 if slots is None else _num_slots(slots)
-        if slots is None or length == 0:
-            out.zero_()  # a request without encoder tokens
-            return
-        self._write(out, q, *self._gather(slots, 0, length, q))
+        for first, end, low, high in span.encoder_views:
+            if span.encoder_slots is None or low == high:
+                out[first:end] = 0  # no encoder tokens, or none before these tokens
+                continue
+            keys, values = self._gather(span.encoder_slots, low, high, q)
+            self._write(out[first:end], q[first:end], keys, values)
 
     def _attend_masked(
         self,
@@ -396,6 +398,9 @@ def _build_spans(batch: ForwardBatch) -> list[RequestSpan]:
             seq_len - num_new,
             _compact(table[i, encoder_len : encoder_len + seq_len]),
             _compact(table[i, :encoder_len]) if encoder_len else None,
+            [(0, num_new, 0, encoder_len)]
+            if batch.encoder_views is None
+            else batch.encoder_views[i],
         )
         if batch.bidirectional_spans is not None:
             span.bidirectional = batch.bidirectional_spans[i]
@@ -462,10 +467,6 @@ def _compact(slots: torch.Tensor) -> Slots:
         return slots
     is_run = bool((slots[1:] - slots[:-1] == 1).all())
     return slice(first, first + length) if is_run else slots
-
-
-def _num_slots(slots: Slots) -> int:
-    return slots.stop - slots.start if isinstance(slots, slice) else slots.shape[0]
 
 
 def _count_padded(batch: ForwardBatch) -> int:

@@ -32,6 +32,7 @@ from sglang.srt.layers.attention.triton_ops.metadata import (
     ExtendMetadata,
     Splits,
     StepMetadata,
+    build_cross_metadata,
     build_decode_metadata,
     build_extend_metadata,
     find_tiles,
@@ -224,6 +225,7 @@ class TritonAttnBackend(AttentionBackend):
         """The splits of layers with this window and chunk; planned once per step."""
         key = (window, chunk, is_cross)
         if key not in decode.splits:
+            # Of encoder tokens all count, where a request sees a part of them: a split may then have no keys.
             lens = decode.encoder_lens_cpu if is_cross else decode.lens_cpu
             assert lens is not None, "cross-attention needs encoder_lens_cpu"
             visible = lens if window <= 0 else np.minimum(lens, window + 1)
@@ -300,7 +302,11 @@ class _LayerCall:
         splits = self.backend.find_splits(decode, self.window, self.chunk, is_cross)
         keys, values = self._buffers()
         k_scale, v_scale = self._scales(keys)
-        lens = decode.encoder_lens if is_cross else decode.lens
+        lens: torch.Tensor | None = decode.lens
+        offsets = decode.encoder_lens
+        if is_cross:
+            lens = decode.encoder_lens if decode.view_lens is None else decode.view_lens
+            offsets = decode.view_starts
         assert lens is not None, "cross-attention needs encoder_lens"
         return decode_attention(
             q,
@@ -309,7 +315,7 @@ class _LayerCall:
             self.batch.req_to_token_pool.req_to_token,
             decode.rows,
             lens,
-            None if is_cross else decode.encoder_lens,
+            offsets,
             splits.num_splits,
             splits.split_len,
             DecodeOptions(
@@ -329,6 +335,10 @@ class _LayerCall:
         """q [T, H, d] and fresh k, v [T, K, d] -> [T, H, d_v]."""
         extend = self.metadata.extend
         assert extend is not None, "the metadata is not that of an extend"
+        if self.layer.is_cross_attention:
+            if extend.cross is None:
+                extend.cross = build_cross_metadata(self.batch, extend)
+            return self._extend_tiles(q, None, None, extend.cross, None, with_decodes=True)
         spans = self._spans(extend, len(q))
         splits_off = extend.num_decodes and not self.is_encoder
         if not splits_off or spans is not None or self.metadata.custom_mask is not None:
@@ -352,7 +362,7 @@ class _LayerCall:
             return attend_long_prompt(q, k, v, layer.scaling)
         is_cross = layer.is_cross_attention
         is_causal = not (self.is_encoder or is_cross)
-        new = None if k is None or v is None or is_cross else (k, v)
+        new = None if k is None or v is None else (k, v)
         has_pool = not (self.is_encoder and new is not None)
         pool = self._buffers() if has_pool else None
         k_scale, v_scale = self._scales(pool[0]) if pool is not None else (1.0, 1.0)
@@ -401,8 +411,7 @@ class _LayerCall:
         bases, pool_lens = extend.prefix_lens, extend.prefix_lens
         offsets = extend.encoder_lens
         if self.layer.is_cross_attention:
-            assert offsets is not None, "cross-attention needs encoder_lens_cpu"
-            bases, pool_lens, offsets = extend.zeros, offsets, None
+            pool_lens = extend.seq_lens
         elif not has_pool:
             bases = pool_lens = extend.zeros
         elif not has_new:

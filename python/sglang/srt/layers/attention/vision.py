@@ -5,6 +5,7 @@ Legend: b rows of a batch with s patches each, H heads of this rank, d head dim,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.rotary_embedding import apply_rotary_pos_emb
+from sglang.srt.layers.triton_ops import has_triton
+from sglang.srt.server_args import get_global_server_args
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
 
@@ -52,8 +55,10 @@ class VisionAttention(nn.Module):
         qk_normalization: RMS norm over all heads together; `qk_normalization_by_head_size` over each.
         customized_position_embedding_applier: `(q, k, position_embeddings, x_shape) -> (q, k)` instead of rotary positions.
         use_data_parallel: every rank holds all heads.
-        qkv_backend, softmax_in_single_precision, flatten_batch, dropout, aux_stream: accepted; sequences are always told apart by
-            `cu_seqlens`, and torch's attention accumulates in float32.
+        qkv_backend: "triton_attn" for one kernel over all sequences, where x is on a GPU; anything else is torch's attention, sequence
+            by sequence. `--mm-attention-backend` wins over it. A mask of the caller's always goes to torch's.
+        softmax_in_single_precision, flatten_batch, dropout, aux_stream: accepted; sequences are always told apart by `cu_seqlens`, and
+            both kinds of attention accumulate in float32.
 
     Raises ConfigError for `use_qkv_parallel=False`.
     """
@@ -85,6 +90,7 @@ class VisionAttention(nn.Module):
         super().__init__()
         if not use_qkv_parallel:
             raise ConfigError("VisionAttention supports use_qkv_parallel=True only")
+        self.backend = _asked_backend() or qkv_backend or "sdpa"
         self.tp_size = 1 if use_data_parallel else get_attention_tp_size()
         self.tp_rank = 0 if use_data_parallel else get_attention_tp_rank()
         self.head_size = divide(embed_dim, num_heads)
@@ -149,9 +155,22 @@ class VisionAttention(nn.Module):
         if attention_mask is not None:
             out = self._attend_masked(q, k, v, attention_mask, b)
         else:
-            out = _attend_by_sequence(q, k, v, _boundaries(cu_seqlens, b, s, x.device))
+            out = self._attend(q, k, v, _boundaries(cu_seqlens, b, s, x.device))
         out, _ = self.proj(out.reshape(b, s, -1))
         return out
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: list[int]
+    ) -> torch.Tensor:
+        """Full attention inside each sequence, [b * s, H, d]."""
+        if self.backend != "triton_attn" or not (q.is_cuda and has_triton()):
+            return _attend_by_sequence(q, k, v, boundaries)
+        from sglang.srt.layers.triton_ops.vision_attention import attend_within
+
+        starts = torch.tensor(boundaries, dtype=torch.int32, device=q.device)
+        longest = max(b - a for a, b in itertools.pairwise(boundaries))
+        q, k, v = (part.contiguous() for part in (q, k, v))
+        return attend_within(q, k, v, starts, longest)
 
     def _norm_whole(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """Norm over the heads of all ranks, [b * s, H * d]."""
@@ -183,6 +202,14 @@ class VisionAttention(nn.Module):
         q, k, v = (part.unflatten(0, (b, -1)).transpose(1, 2) for part in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.device))
         return out.transpose(1, 2).flatten(0, 1)
+
+
+def _asked_backend() -> str | None:
+    """`--mm-attention-backend`; None in a process without a server's flags."""
+    try:
+        return get_global_server_args().mm_attention_backend
+    except ValueError:
+        return None
 
 
 def _attend_by_sequence(

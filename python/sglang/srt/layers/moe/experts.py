@@ -1,69 +1,60 @@
-"""The arithmetic of a layer of experts in plain torch, the reference for every faster way.
+"""The arithmetic of a layer of experts: on a GPU in kernels (`fused_experts`), else in plain torch, the reference for every faster way.
 
     y[t] = sum over k of  weight[t, k] * w2[e] act(w13[e] x[t]),   e = id[t, k]
 
-Legend: T tokens, D model width, I width inside an expert (of this rank), E experts of this rank, k choices per token. Reads the ids on the host.
+Legend: T tokens, D model width, I width inside an expert (of this rank), E experts of this rank, k choices per token. Plain torch reads the
+ids on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
+from sglang.srt.layers.moe.fused_experts import run_fused, why_not_fused
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-
-# Rows [n, K] and an expert -> [n, N].
-ExpertProduct = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def run_experts(
     x: torch.Tensor,  # [T, D]
-    w13: torch.Tensor,  # [E, 2I, D] gate rows, then up rows; [E, I, D] when not gated
-    w2: torch.Tensor,  # [E, D, I]
-    topk_weights: torch.Tensor,  # [T, k] float32
-    topk_ids: torch.Tensor,  # [T, k] indices into E; anything outside is left out
-    config: MoeRunnerConfig,
-    b13: torch.Tensor | None = None,  # [E, 2I]
-    b2: torch.Tensor | None = None,  # [E, D]
-) -> torch.Tensor:
-    """Weighted sum of the chosen experts, [T, D] in the dtype of `x`; [T, k, D] unsummed with `no_combine`."""
-    return sum_experts(
-        x,
-        w13.shape[0],
-        lambda rows, expert: F.linear(rows, w13[expert], None if b13 is None else b13[expert]),
-        lambda rows, expert: F.linear(rows, w2[expert], None if b2 is None else b2[expert]),
-        topk_weights,
-        topk_ids,
-        config,
-    )
-
-
-def sum_experts(
-    x: torch.Tensor,  # [T, D]
-    num_experts: int,
-    first: ExpertProduct,  # with w13
-    second: ExpertProduct,  # with w2
+    first: ExpertMatrix,  # [E, 2I, D] gate rows, then up rows; [E, I, D] when not gated
+    second: ExpertMatrix,  # [E, D, I]
     topk_weights: torch.Tensor,  # [T, k] float32
     topk_ids: torch.Tensor,  # [T, k] indices into E; anything outside is left out
     config: MoeRunnerConfig,
 ) -> torch.Tensor:
-    """`run_experts` whatever the weights are stored as.
+    """Weighted sum of the chosen experts, [T, D] in the dtype of `x`; [T, k, D] unsummed with `no_combine`.
 
     A choice that no expert here serves contributes zero. Sums in float32.
     """
+    is_fused = why_not_fused(first, second, config, x.dtype) is None
+    run = run_fused if is_fused else run_plain
+    return run(x, first, second, topk_weights, topk_ids, config)
+
+
+def run_plain(
+    x: torch.Tensor,
+    first: ExpertMatrix,
+    second: ExpertMatrix,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    config: MoeRunnerConfig,
+) -> torch.Tensor:
+    """`run_experts` in plain torch."""
     num_tokens, top_k = topk_ids.shape
     parts = torch.zeros(num_tokens * top_k, x.shape[1], dtype=torch.float32, device=x.device)
     flat_ids = topk_ids.flatten()
     flat_weights = topk_weights.flatten().float()
-    for expert in _used_experts(flat_ids, num_experts):
+    for expert in _used_experts(flat_ids, first.weight.shape[0]):
         choices = (flat_ids == expert).nonzero().squeeze(1)  # [n] indices into T * k
         rows = x[choices // top_k]
         if config.apply_router_weight_on_input:
             rows = (rows * flat_weights[choices, None]).to(x.dtype)
-        out = second(_activate(first(rows, expert), config), expert).float()
+        hidden = _activate(first.product(rows, expert), config)
+        out = second.product(hidden, expert).float()
         if not config.apply_router_weight_on_input:
             out = out * flat_weights[choices, None]
         parts[choices] = out

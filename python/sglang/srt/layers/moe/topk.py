@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sglang.srt.layers.triton_ops import MAX_ROUTED_EXPERTS, has_triton
 from sglang.srt.layers.utils import MultiPlatformOp
 from sglang.srt.utils.errors import ConfigError
 
@@ -113,6 +114,41 @@ class TopK(MultiPlatformOp):
         expert_location_dispatch_info: Any = None,
     ) -> StandardTopKOutput:
         """`num_token_non_padded` (0-d): rows from there on are padding and go nowhere."""
+        return self._choose(
+            self._route, hidden_states, router_logits, num_token_non_padded, expert_location_dispatch_info
+        )  # fmt: skip
+
+    def forward_cuda(
+        self,
+        hidden_states: torch.Tensor,  # [T, D]
+        router_logits: torch.Tensor,  # [T, E]
+        *,
+        num_token_non_padded: torch.Tensor | None = None,
+        expert_location_dispatch_info: Any = None,
+    ) -> StandardTopKOutput:
+        """The same with one kernel for scores, choice and weights, where there are no groups and no shared experts among them."""
+        route = self._route_fused if self._suits_kernel(router_logits) else self._route
+        return self._choose(
+            route, hidden_states, router_logits, num_token_non_padded, expert_location_dispatch_info
+        )  # fmt: skip
+
+    def empty_topk_output(self, device: torch.device | str) -> StandardTopKOutput:
+        """The output for no tokens."""
+        num_choices = self.top_k
+        return StandardTopKOutput(
+            torch.empty(0, num_choices, dtype=torch.float32, device=device),
+            torch.empty(0, num_choices, dtype=torch.int32, device=device),
+            torch.empty(0, num_choices, dtype=torch.float32, device=device),
+        )
+
+    def _choose(
+        self,
+        route: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        hidden_states: torch.Tensor,
+        router_logits: torch.Tensor,
+        num_token_non_padded: torch.Tensor | None,
+        expert_location_dispatch_info: Any,
+    ) -> StandardTopKOutput:
         if expert_location_dispatch_info is not None:
             raise ConfigError("experts in other places than their ids say are not supported")
         if self.custom_routing_function is not None:
@@ -123,20 +159,31 @@ class TopK(MultiPlatformOp):
                 renormalize=self.renormalize,
             )
         else:
-            weights, ids = self._route(router_logits)
+            weights, ids = route(router_logits)
         ids = ids.to(torch.int32)
         if num_token_non_padded is not None:
             rows = torch.arange(ids.shape[0], device=ids.device)
             ids = ids.masked_fill((rows >= num_token_non_padded)[:, None], -1)
         return StandardTopKOutput(weights.float(), ids, router_logits)
 
-    def empty_topk_output(self, device: torch.device | str) -> StandardTopKOutput:
-        """The output for no tokens."""
-        num_choices = self.top_k
-        return StandardTopKOutput(
-            torch.empty(0, num_choices, dtype=torch.float32, device=device),
-            torch.empty(0, num_choices, dtype=torch.int32, device=device),
-            torch.empty(0, num_choices, dtype=torch.float32, device=device),
+    def _suits_kernel(self, router_logits: torch.Tensor) -> bool:
+        return (
+            router_logits.is_cuda
+            and not self.use_grouped_topk
+            and not self.num_fused_shared_experts
+            and self.top_k <= router_logits.shape[1] <= MAX_ROUTED_EXPERTS
+            and has_triton()
+        )
+
+    def _route_fused(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        from sglang.srt.layers.triton_ops.moe.route import choose_experts
+
+        return choose_experts(
+            router_logits,
+            self.top_k,
+            is_sigmoid=self.scoring_func == "sigmoid",
+            renormalize=self.renormalize,
+            correction_bias=self.correction_bias,
         )
 
     def _route(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

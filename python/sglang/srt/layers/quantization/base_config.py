@@ -80,6 +80,11 @@ class FusedMoEMethodBase(QuantizeMethodBase):
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
         """Prepare what computes the experts."""
 
+    def why_waits_for_host(self, layer: torch.nn.Module) -> str | None:
+        """Why computing the layer needs the router's choices on the host, so that no graph can hold it; None when all stays on the
+        device. Asked once the weights are there."""
+        return f"{type(self).__name__} does not say that it leaves them on the device"
+
 
 class QuantizationConfig(ABC):
     """One quantization format with the settings of one checkpoint."""

@@ -5,26 +5,23 @@ Legend: E experts of this rank, D model width, I inner width of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
-from sglang.srt.layers.moe.experts import sum_experts
-from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput, StandardDispatchOutput
-from sglang.srt.layers.moe.unquantized import UnquantizedFusedMoEMethod
+from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
+from sglang.srt.layers.moe.unquantized import (
+    ExpertsMethod,
+    UnquantizedFusedMoEMethod,
+    get_biases,
+)
 from sglang.srt.layers.parameter import mark_filled
-from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.layers.quantization.block_scales import fp8_dtype
 from sglang.srt.layers.quantization.fp8_loading import check_blocks, only_fp8, refuse_update
-from sglang.srt.layers.quantization.fp8_math import block_linear, channel_linear, round_weight
+from sglang.srt.layers.quantization.fp8_math import round_weight
 from sglang.srt.layers.weight_placement import copy_into, slice_for_rank
 from sglang.srt.utils import ceil_div, set_weight_attrs
-
-# Rows [n, K], which matrix ("w13" or "w2"), expert, bias -> [n, N].
-Product = Callable[[torch.Tensor, str, int, torch.Tensor | None], torch.Tensor]
 
 
 class OnlineFp8ExpertsMethod(UnquantizedFusedMoEMethod):
@@ -44,15 +41,16 @@ class OnlineFp8ExpertsMethod(UnquantizedFusedMoEMethod):
             _register(layer, name, codes, weight_loader=refuse_update)
             _register(layer, f"{name}_scale", scales)
 
-    def apply(self, layer: Any, dispatch_output: StandardDispatchOutput) -> StandardCombineInput:
-        return _apply(layer, dispatch_output, self._config, _channel_product(layer, None))
+    def get_matrices(self, layer: Any) -> tuple[ExpertMatrix, ExpertMatrix]:
+        b13, b2 = get_biases(layer)
+        return (
+            ExpertMatrix(layer.w13_weight, b13, layer.w13_weight_scale),
+            ExpertMatrix(layer.w2_weight, b2, layer.w2_weight_scale),
+        )
 
 
-class _StoredFp8ExpertsMethod(FusedMoEMethodBase):
+class _StoredFp8ExpertsMethod(ExpertsMethod):
     """Codes `w13_weight [E, 2I, D]` and `w2_weight [E, D, I]`, with biases on request."""
-
-    def __init__(self) -> None:
-        self._config = MoeRunnerConfig()
 
     def create_weights(
         self,
@@ -80,9 +78,6 @@ class _StoredFp8ExpertsMethod(FusedMoEMethodBase):
     ) -> None:
         raise NotImplementedError
 
-    def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
-        self._config = moe_runner_config
-
 
 class ChannelFp8ExpertsMethod(_StoredFp8ExpertsMethod):
     """`*_weight_scale` float32 [E, N, 1], from scales of rows or of whole matrices; `*_input_scale` [E, parts] where activations have
@@ -108,11 +103,15 @@ class ChannelFp8ExpertsMethod(_StoredFp8ExpertsMethod):
                 # Gate and up have one input, so one scale.
                 _register(layer, name, getattr(layer, name).data.amax(dim=1, keepdim=True))
 
-    def apply(self, layer: Any, dispatch_output: StandardDispatchOutput) -> StandardCombineInput:
-        inputs = None
-        if self._is_static:
-            inputs = {"w13": layer.w13_input_scale, "w2": layer.w2_input_scale}
-        return _apply(layer, dispatch_output, self._config, _channel_product(layer, inputs))
+    def get_matrices(self, layer: Any) -> tuple[ExpertMatrix, ExpertMatrix]:
+        b13, b2 = get_biases(layer)
+        in13, in2 = (
+            (layer.w13_input_scale, layer.w2_input_scale) if self._is_static else (None, None)
+        )
+        return (
+            ExpertMatrix(layer.w13_weight, b13, layer.w13_weight_scale, input_scale=in13),
+            ExpertMatrix(layer.w2_weight, b2, layer.w2_weight_scale, input_scale=in2),
+        )
 
 
 class BlockFp8ExpertsMethod(_StoredFp8ExpertsMethod):
@@ -138,18 +137,13 @@ class BlockFp8ExpertsMethod(_StoredFp8ExpertsMethod):
             scales = _scales(num_experts, ceil_div(shape[0], rows), ceil_div(shape[1], columns))
             _register(layer, f"{name}_weight_scale_inv", scales, load)
 
-    def apply(self, layer: Any, dispatch_output: StandardDispatchOutput) -> StandardCombineInput:
-        weights = {"w13": layer.w13_weight, "w2": layer.w2_weight}
-        scales = {"w13": layer.w13_weight_scale_inv, "w2": layer.w2_weight_scale_inv}
-
-        def product(
-            x: torch.Tensor, name: str, expert: int, bias: torch.Tensor | None
-        ) -> torch.Tensor:
-            return block_linear(
-                x, weights[name][expert], scales[name][expert], self._block_size, bias
-            )
-
-        return _apply(layer, dispatch_output, self._config, product)
+    def get_matrices(self, layer: Any) -> tuple[ExpertMatrix, ExpertMatrix]:
+        b13, b2 = get_biases(layer)
+        rows, columns = self._block_size
+        return (
+            ExpertMatrix(layer.w13_weight, b13, layer.w13_weight_scale_inv, (rows, columns)),
+            ExpertMatrix(layer.w2_weight, b2, layer.w2_weight_scale_inv, (rows, columns)),
+        )
 
 
 class _ScaleLoader:
@@ -198,38 +192,6 @@ def _rows_of(target: torch.Tensor, shard_id: str, is_gated: bool) -> torch.Tenso
     if shard_id == "w2" or not is_gated:
         return target
     return target.chunk(2, dim=0)[0 if shard_id == "w1" else 1]
-
-
-def _channel_product(layer: Any, input_scales: dict[str, torch.Tensor] | None) -> Product:
-    weights = {"w13": layer.w13_weight, "w2": layer.w2_weight}
-    scales = {"w13": layer.w13_weight_scale, "w2": layer.w2_weight_scale}
-
-    def product(x: torch.Tensor, name: str, expert: int, bias: torch.Tensor | None) -> torch.Tensor:
-        given = None if input_scales is None else input_scales[name][expert]
-        return channel_linear(x, weights[name][expert], scales[name][expert], given, bias)
-
-    return product
-
-
-def _apply(
-    layer: Any, dispatch_output: StandardDispatchOutput, config: MoeRunnerConfig, product: Product
-) -> StandardCombineInput:
-    """The experts of this rank on all tokens."""
-    routing = dispatch_output.topk_output
-    params = dict(layer.named_parameters(recurse=False))
-    b13 = params.get("w13_weight_bias")
-    # Ranks that share an expert are summed: one of them adds the bias.
-    b2 = params.get("w2_weight_bias") if layer.moe_tp_rank == 0 else None
-    out = sum_experts(
-        dispatch_output.hidden_states,
-        layer.num_local_experts,
-        lambda x, expert: product(x, "w13", expert, None if b13 is None else b13[expert]),
-        lambda x, expert: product(x, "w2", expert, None if b2 is None else b2[expert]),
-        routing.topk_weights,
-        layer.to_local_ids(routing.topk_ids),
-        config,
-    )
-    return StandardCombineInput(out)
 
 
 def _scales(*shape: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ def channel_linear(
 ) -> torch.Tensor:  # [..., N] in the dtype of x
     """Round the activations, multiply codes with codes, scale the sums."""
     rows = x.reshape(-1, x.shape[-1])
-    codes, scale = _round_activations(rows, input_scale)
+    codes, scale = round_activations(rows, input_scale)
     product = _device_product if _can_multiply_codes(codes, weight) else _plain_product
     out = product(codes, scale, weight, weight_scale, bias, x.dtype)
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -79,10 +79,10 @@ def expand_blocks(
     return scale_blocks(weight, scales, block_size, dtype)
 
 
-def _round_activations(
+def round_activations(
     rows: torch.Tensor, scale: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [T, K] and scales, [T, 1] or [1, 1]."""
+    """Codes [T, K] and scales, [T, 1], or [1, 1] of the given `scale` [1]."""
     if rows.is_cuda and rows.stride(-1) == 1 and has_triton():
         from sglang.srt.layers.triton_ops.fp8 import round_rows_kernel
 

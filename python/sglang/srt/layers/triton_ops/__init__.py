@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAX_NORM_WIDTH = 16384
 # The longest row whose product with a weight is unrolled.
 MAX_ROW_WIDTH = 32768
+# The most experts that one program routes over: their scores are held in registers.
+MAX_ROUTED_EXPERTS = 1024
 
 
 @functools.cache

@@ -7,13 +7,13 @@ Legend: T tokens in the batch, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from sglang.srt.configs.hf_config import read_facts
+from sglang.srt.configs.hf_config import ModelFacts, read_facts
 from sglang.srt.distributed import get_pp_group
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
@@ -45,7 +45,7 @@ class DecoderModel(nn.Module):
         config: Any,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
-        decoder_layer_type: type[nn.Module] | None = None,
+        decoder_layer_type: Callable[..., nn.Module] | None = None,
         alt_stream: Any = None,
     ) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class DecoderModel(nn.Module):
         )
         self.embed_tokens: Any = (
             VocabParallelEmbedding(
-                facts.vocab_size,
+                self.num_embeddings(facts),
                 facts.hidden_size,
                 quant_config=quant_config,
                 prefix=add_prefix("embed_tokens", prefix),
@@ -83,6 +83,10 @@ class DecoderModel(nn.Module):
             else PPMissingLayer(return_tuple=True)
         )
         self.layers_to_capture: list[int] = []
+
+    def num_embeddings(self, facts: ModelFacts) -> int:
+        """Rows of the embedding; a model with tokens behind its vocabulary overrides this."""
+        return facts.vocab_size
 
     def make_norm(self, hidden_size: int, eps: float) -> nn.Module:
         """The final norm; a model with another kind overrides this."""

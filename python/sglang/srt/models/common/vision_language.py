@@ -5,12 +5,14 @@ The model file supplies the tower (`visual`) and what makes rows of items; embed
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from sglang.srt.configs.hf_config import read_facts
+from sglang.srt.distributed import each_rank_alone, get_tensor_model_parallel_world_size
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.pooler import EmbeddingPoolerOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -20,6 +22,7 @@ from sglang.srt.models.common.weights import load_weights
 from sglang.srt.multimodal.embedding import general_mm_embed_routine
 from sglang.srt.multimodal.inputs import MultimodalDataItem, MultimodalInputs
 from sglang.srt.multimodal.padding import MultiModalityDataPaddingPatternMultimodalTokens
+from sglang.srt.server_args import get_global_server_args
 
 
 class VisionLanguageModel(CausalLM):
@@ -33,7 +36,9 @@ class VisionLanguageModel(CausalLM):
         super().__init__(config, quant_config, prefix)
         rope = read_facts(config).rope
         self.is_mrope_enabled = rope is not None and "mrope_section" in rope.params
-        self.visual = self.make_tower(config, quant_config, prefix)
+        self.deals_media = _deals_media()
+        with each_rank_alone() if self.deals_media else contextlib.nullcontext():
+            self.visual = self.make_tower(config, quant_config, prefix)
 
     def text_config(self, config: Any) -> Any:
         return config.get_text_config()
@@ -85,6 +90,12 @@ class VisionLanguageModel(CausalLM):
         """As `CausalLM`, on one pipeline stage: a tower has layers of its own numbers."""
         weights = self._without_tied_head(weights)
         return load_weights(self, weights, self.weight_map)
+
+
+def _deals_media() -> bool:
+    """Whether the ranks hold whole towers and share the media among them (`--mm-enable-dp-encoder`)."""
+    several = get_tensor_model_parallel_world_size() > 1
+    return several and get_global_server_args().mm_enable_dp_encoder
 
 
 def joined_features(items: list[MultimodalDataItem], like: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,8 @@ import logging
 import os
 import queue
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,15 +16,11 @@ import numpy as np
 
 from sglang.srt.environ import envs
 from sglang.srt.multimodal.media.data import VideoFrames
-from sglang.srt.multimodal.media.decode_worker import (
-    FRAME_HEADER,
-    DecodeJob,
-    DecodeReply,
-    as_limits,
-)
+from sglang.srt.multimodal.media.decode_worker import DecodeJob, DecodeReply, as_limits
 from sglang.srt.multimodal.media.limits import MediaLimits
 from sglang.srt.multimodal.media.video import FrameSampler, checked_indices
 from sglang.srt.utils.errors import RequestError
+from sglang.srt.utils.worker_pipe import close_pipes, read_frame, start_worker, write_frame
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +97,10 @@ class _Worker:
         """Raises RequestError when the process dies over the job, which is then the job's fault."""
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
-        data = msgspec.msgpack.encode(job)
         with _killed_after(process, job.timeout + _GRACE_SECONDS):
             try:
-                process.stdin.write(FRAME_HEADER.pack(len(data)) + data)
-                process.stdin.flush()
-                (length,) = FRAME_HEADER.unpack(_read(process.stdout.read, FRAME_HEADER.size))
-                return msgspec.msgpack.decode(_read(process.stdout.read, length), type=DecodeReply)
+                write_frame(process.stdin, job)
+                return msgspec.msgpack.decode(read_frame(process.stdout.read), type=DecodeReply)
             except (OSError, EOFError) as error:
                 self._reap(process)
                 logger.warning("A media file ended its decoder with code %s", process.returncode)
@@ -126,22 +118,14 @@ class _Worker:
         if self._is_closed:
             raise RequestError("the server is shutting down", 503)
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sglang.srt.multimodal.media.decode_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=_environment(),
-            )
+            self._process = start_worker("sglang.srt.multimodal.media.decode_worker")
         return self._process
 
     @staticmethod
     def _reap(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # unsent bytes for a process that is gone
-                    pipe.close()
+        close_pipes(process)
 
 
 @contextlib.contextmanager
@@ -153,19 +137,3 @@ def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[
         yield
     finally:
         timer.cancel()
-
-
-def _read(read: Callable[[int], bytes], size: int) -> bytes:
-    data = read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the same module path; the worker needs no accelerator."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }

@@ -7,16 +7,23 @@ from typing import Any
 
 import torch
 
-from sglang.srt.multimodal.inputs import Modality
+from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem
 from sglang.srt.multimodal.processors.base_processor import (
     BaseMultimodalProcessor,
     Features,
     MultimodalSpecialTokens,
 )
 
+# Of features of n pictures.
+_NUM_DIMS = {"pixel_values": 5, "aspect_ratio_ids": 1, "aspect_ratio_mask": 2, "num_tiles": 1}
+
 
 class MllamaImageProcessor(BaseMultimodalProcessor):
-    """`pixel_values` [1, n, tiles, 3, S, S] with `aspect_ratio_ids`, `aspect_ratio_mask`, and `num_tiles` [1, n]."""
+    """`pixel_values` [n, tiles, 3, S, S] with `aspect_ratio_ids` [n], `aspect_ratio_mask` [n, tiles], and `num_tiles` [n].
+
+    The tiles of every picture are as many as the model takes at most, those behind its own being padding. Which tokens see it is not a
+    feature: the model derives that from the prompt.
+    """
 
     models: list[Any] = ["MllamaForConditionalGeneration"]
     modalities = (Modality.IMAGE,)
@@ -45,7 +52,19 @@ class MllamaImageProcessor(BaseMultimodalProcessor):
         features["num_tiles"] = torch.as_tensor(features["num_tiles"])
         return features
 
+    def collect_mm_items_from_processor_output(
+        self, data_dict: Mapping[str, Any], modality: Modality | None = None
+    ) -> list[MultimodalDataItem]:
+        """One entry per picture: Hugging Face's processor puts an axis of prompts in front."""
+        found = {name: _without_prompts(name, value) for name, value in data_dict.items()}
+        return super().collect_mm_items_from_processor_output(found, modality)
+
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
-        return [[self.hf_config.image_token_id] for _ in features["num_tiles"][0]]
+        return [[self.hf_config.image_token_id] for _ in features["feature"]]
+
+
+def _without_prompts(name: str, value: Any) -> Any:
+    is_nested = isinstance(value, torch.Tensor) and value.dim() == _NUM_DIMS.get(name, -2) + 1
+    return value[0] if is_nested and len(value) == 1 else value

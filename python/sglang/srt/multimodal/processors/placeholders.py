@@ -77,7 +77,7 @@ def runs_of(ids: Sequence[int], token_id: int) -> list[Run]:
 
 def _runs_to_replace(ids: Sequence[int], places: MediaPlaces) -> list[Run]:
     count = len(places.replacements)
-    ready = _ready_runs(ids, places.replacements)
+    ready = _ready_runs(ids, places)
     if ready is not None:
         return ready
     runs = runs_of(ids, places.token_id)
@@ -89,17 +89,17 @@ def _runs_to_replace(ids: Sequence[int], places: MediaPlaces) -> list[Run]:
     raise mismatch(places.modality, len(single), count)
 
 
-def _ready_runs(ids: Sequence[int], replacements: list[list[int]]) -> list[Run] | None:
+def _ready_runs(ids: Sequence[int], places: MediaPlaces) -> list[Run] | None:
     """Where the replacements stand already, all of them in order; None when they do not."""
     runs: list[Run] = []
     start = 0
-    for new in replacements:
+    for new in places.replacements:
         place = _find(ids, new, start)
         if place < 0:
             return None
         start = place + len(new)
         runs.append((place, start - 1))
-    if any(set(ids[start:]) & {new[len(new) // 2]} for new in replacements[-1:]):
+    if runs and places.row_id in ids[start:]:
         return None  # more of them than media
     return runs
 

@@ -108,7 +108,7 @@ class QwenVLImageProcessor(BaseMultimodalProcessor):
             }
         size = _pixel_range(self._processor, kind)
         low, high = options.pop("min_pixels", size[0]), options.pop("max_pixels", size[1])
-        if kind == "image":
+        if kind == "image" and envs.SGLANG_IMAGE_MAX_PIXELS.is_set():
             high = min(high, envs.SGLANG_IMAGE_MAX_PIXELS.get())
         elif kind == "video":
             high = min(high, envs.VIDEO_MAX_PIXELS.get() or high)

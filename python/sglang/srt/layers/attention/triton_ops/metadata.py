@@ -34,6 +34,9 @@ class DecodeMetadata:
     lens_cpu: np.ndarray  # upper bounds in a captured graph
     encoder_lens: torch.Tensor | None = None  # [B]
     encoder_lens_cpu: np.ndarray | None = None
+    # Where a request sees a part of its encoder tokens only, the first of those; lengths above count that part for cross-attention.
+    view_starts: torch.Tensor | None = None  # [B]
+    view_lens: torch.Tensor | None = None  # [B]
     splits: dict[tuple[int, int, bool], Splits] = field(default_factory=dict)
 
 
@@ -56,6 +59,8 @@ class ExtendMetadata:
     spans: torch.Tensor | None = None  # int32 [T, 2]
     # Of a captured prefill: tiles are made for any lengths, and this request has no tokens.
     empty_request: int | None = None
+    # The same for cross-attention: one "request" for each stretch of tokens that see the same encoder tokens.
+    cross: ExtendMetadata | None = None
 
 
 @dataclass
@@ -85,7 +90,53 @@ def build_decode_metadata(batch: ForwardBatch, first: int = 0) -> DecodeMetadata
         decode.encoder_lens = (
             upload(decode.encoder_lens_cpu, batch.seq_lens.device) if lens is None else lens[first:]
         )
+        if batch.encoder_views is not None:
+            # A decode has one token, so one view.
+            views = [view for [view] in batch.encoder_views[first:]]
+            table = np.array([[low, high - low] for _, _, low, high in views], np.int64).T
+            decode.view_starts, decode.view_lens = upload(
+                np.ascontiguousarray(table), batch.seq_lens.device
+            ).unbind()
     return decode
+
+
+def build_cross_metadata(batch: ForwardBatch, extend: ExtendMetadata) -> ExtendMetadata:
+    """What cross-attention attends with: tokens that see the same encoder tokens are a request of their own, with those as its keys.
+
+    Of the result `seq_lens` counts the keys, `encoder_lens` is the place of the first one in the row table.
+    """
+    lens = batch.encoder_lens_cpu
+    assert lens is not None, "cross-attention needs encoder_lens_cpu"
+    assert extend.rows is not None, "cross-attention reads a cache"
+    views = batch.encoder_views or [
+        [(0, int(count), 0, length)]
+        for count, length in zip(extend.new_lens_cpu, lens, strict=True)
+    ]
+    starts = np.cumsum(extend.new_lens_cpu) - extend.new_lens_cpu
+    lines = np.array(
+        [
+            (index, starts[index] + first, end - first, low, high - low)
+            for index, mine in enumerate(views)
+            for first, end, low, high in mine
+        ],
+        np.int64,
+    )
+    count = len(lines)
+    # As above: one upload, every line at a multiple of 16 bytes.
+    table = np.zeros((6, plan.round_up(count, 4)), np.int32)
+    table[:5, :count] = lines.T
+    requests, firsts, news, lows, keys, zeros = upload(table, extend.starts.device).unbind()
+    return ExtendMetadata(
+        rows=extend.rows[requests[:count].long()],
+        starts=firsts,
+        new_lens=news,
+        prefix_lens=zeros,
+        seq_lens=keys,
+        zeros=zeros,
+        encoder_lens=lows,
+        new_lens_cpu=lines[:, 2],
+        prefix_lens_cpu=np.zeros(count, np.int64),
+    )
 
 
 def build_extend_metadata(batch: ForwardBatch) -> ExtendMetadata:

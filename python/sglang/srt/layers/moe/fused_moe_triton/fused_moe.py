@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
 from sglang.srt.layers.moe.experts import run_experts
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.topk import StandardTopKOutput
@@ -25,13 +26,11 @@ def fused_moe(
         raise ValueError(f"fused_moe computes unquantized experts only; leave out {given}")
     return run_experts(
         hidden_states,
-        w1,
-        w2,
+        ExpertMatrix(w1, b1),
+        ExpertMatrix(w2, b2),
         topk_output.topk_weights,
         topk_output.topk_ids,
         moe_runner_config or MoeRunnerConfig(),
-        b1,
-        b2,
     )
 
 

@@ -149,6 +149,10 @@ class FusedMoE(torch.nn.Module):
         """The experts of this rank, without any sum over ranks."""
         return self.quant_method.apply(self, dispatch_output)
 
+    def why_waits_for_host(self) -> str | None:
+        """Why a forward needs the router's choices on the host, so that no graph can hold it; None when all stays on the device."""
+        return self.quant_method.why_waits_for_host(self)
+
     def to_local_ids(self, topk_ids: torch.Tensor) -> torch.Tensor:
         """Ids of all experts -> indices of this rank's, outside of its range for the others'."""
         return topk_ids - self.moe_ep_rank * self.num_local_experts

@@ -1,0 +1,167 @@
+"""Find the best tiles for a layer of experts and write them to `layers/moe/tuned_tiles.py`.
+
+    python benchmark/gpu/tune_moe.py [--shapes qwen3-30b-a3b] [--tokens 1 4 8 ...] [--weights plain] [--minutes 20] [--dry-run]
+
+Tries both products apart, for the sizes of blocks around the rule's, each in a graph with several routings. Compiling takes most of the time; when the
+minutes are over, what was found is written. Every candidate is compared with the rule's result, so that a wrong kernel cannot win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from time_moe import SIZES, Sizes, graph_seconds, make_matrices, make_routing, shape_of
+
+from sglang.srt.layers.moe import tuned_tiles
+from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
+from sglang.srt.layers.moe.fused_experts import run_fused
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+from sglang.srt.layers.moe.tiles import Shape, Tile, Tiles, choose_tiles
+
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCKS = (16, 32, 64, 128)
+# What a graph runner pads a step to may have other choices: a result within this of the largest is the same.
+SAME = 2e-2
+
+
+@dataclass
+class Found:
+    tiles: Tiles
+    seconds: float
+
+
+class Search:
+    """The best tiles of one layer and number of tokens."""
+
+    def __init__(self, sizes: Sizes, weights: str, num_tokens: int, deadline: float) -> None:
+        self._matrices: tuple[ExpertMatrix, ExpertMatrix] = make_matrices(sizes, weights)
+        self._config = MoeRunnerConfig(num_experts=sizes.num_experts)
+        self._x = torch.randn(num_tokens, sizes.hidden, device="cuda", dtype=torch.bfloat16)
+        self._routings = [make_routing(sizes, num_tokens) for _ in range(4)]
+        self._deadline = deadline
+        self.shape: Shape = shape_of(sizes, num_tokens, weights)
+        self._rule = choose_tiles(self.shape)
+        self._want = self._call(self._rule, 0)().float()
+
+    def run(self) -> Found:
+        """Starts from the rule; changes the first product, then the second, for each size of block."""
+        best = self._measure(self._rule)
+        assert best is not None, f"the rule's own tiles do not run: {self._rule}"
+        for block_m in self._block_sizes():
+            start = self._start(block_m)
+            mine = self._measure(start)
+            for which in ("first", "second"):
+                for tile in _candidates(block_m, self.shape):
+                    if time.perf_counter() > self._deadline:
+                        return best
+                    base = start if mine is None else mine.tiles
+                    fields = {"first": base.first, "second": base.second, which: tile}
+                    tried = self._measure(Tiles(block_m, **fields))
+                    mine = _better(mine, tried)
+            best = _better(best, mine) or best
+        return best
+
+    def _block_sizes(self) -> list[int]:
+        """The rule's and its neighbours; single choices where they hardly meet."""
+        average = self.shape.num_choices / self.shape.num_experts
+        sizes = [m for m in BLOCKS if average / 8 <= m <= max(16.0, 2 * average)] or [BLOCKS[-1]]
+        return ([1] if average <= 1 else []) + sizes
+
+    def _start(self, block_m: int) -> Tiles:
+        if block_m == self._rule.block_m:
+            return self._rule
+        if block_m == 1:
+            return Tiles(1, Tile(2, 512, 1, 4, 1), Tile(2, 512, 1, 4, 1))
+        return Tiles(block_m, Tile(32, 64, 1, 4, 3), Tile(64, 64, 1, 4, 3))
+
+    def _call(self, tiles: Tiles, index: int) -> Callable[[], torch.Tensor]:
+        first, second = self._matrices
+        weights, ids = self._routings[index]
+        return lambda: run_fused(self._x, first, second, weights, ids, self._config, tiles)
+
+    def _measure(self, tiles: Tiles) -> Found | None:
+        """None where the tiles do not fit the device or give something else."""
+        try:
+            got = self._call(tiles, 0)().float()
+            if (got - self._want).abs().max() > SAME * self._want.abs().max():
+                print(f"  WRONG {tiles}", flush=True)
+                return None
+            calls = [self._call(tiles, i) for i in range(len(self._routings))]
+            return Found(tiles, graph_seconds(calls))
+        except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+            return None
+
+
+def _candidates(block_m: int, shape: Shape) -> Iterator[Tile]:
+    if block_m == 1:
+        for rows, piece, warps in itertools.product((1, 2, 4), (256, 512, 1024), (2, 4, 8)):
+            if rows * piece <= 128 * 32 * warps:
+                yield Tile(rows, piece, 1, warps, 1)
+        return
+    widths = (32, 64, 128) if block_m < 128 else (64, 128, 256)
+    groups = (1,) if block_m == 16 else (1, 8)
+    depths = (64, 128) if shape.weight_bytes > 1 else (128,)
+    for width, depth, warps, stages, group in itertools.product(
+        widths, depths, (4, 8), (2, 3, 4, 5), groups
+    ):
+        stage = depth * (block_m * shape.row_bytes + width * shape.weight_bytes)
+        if stage * stages <= shape.shared_memory and block_m * width <= 128 * 32 * warps:
+            yield Tile(width, depth, group, warps, stages)
+
+
+def _better(one: Found | None, other: Found | None) -> Found | None:
+    if one is None or other is None:
+        return one or other
+    return other if other.seconds < one.seconds else one
+
+
+def write_table(table: dict) -> None:
+    """The module with these entries, in the order of their keys."""
+    path = Path(tuned_tiles.__file__)
+    head, _, _ = path.read_text().partition("TUNED")
+    lines = ["TUNED: dict[Key, dict[int, tuple[int, TileFields, TileFields]]] = {"]
+    for key in sorted(table):
+        lines.append(f"    {key}: {{")
+        lines += [f"        {count}: {table[key][count]}," for count in sorted(table[key])]
+        lines.append("    },")
+    path.write_text(head + "\n".join([*lines, "}"]) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", default=["qwen3-30b-a3b"], choices=[*SIZES])
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--weights", nargs="+", default=["plain"])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
+    options = parser.parse_args()
+    deadline = time.perf_counter() + 60 * options.minutes
+    table = {key: dict(entries) for key, entries in tuned_tiles.TUNED.items()}
+    with torch.inference_mode():
+        for name, weights in itertools.product(options.shapes, options.weights):
+            for num_tokens in options.tokens:
+                if time.perf_counter() > deadline:
+                    break
+                search = Search(SIZES[name], weights, num_tokens, deadline)
+                found = search.run()
+                tiles = found.tiles
+                entry = (tiles.block_m, astuple(tiles.first), astuple(tiles.second))
+                table.setdefault(search.shape.key, {})[search.shape.num_choices] = entry
+                print(
+                    f"{name} {weights} {num_tokens}: {found.seconds * 1e6:.1f} us {entry}",
+                    flush=True,
+                )
+                if not options.dry_run:
+                    write_table(table)
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Models that see on a GPU beside the same models on the CPU: same tokens and close logprobs in float32, decode steps captured.
+
+    python test/gpu/run_media.py
+
+Makes its own random checkpoints; needs torch with CUDA, transformers, Pillow, pyzmq and msgspec. Prints a table; the exit status says
+pass or fail. With two GPUs it also deals images to two ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PLACES = {
+    "Qwen2VLForConditionalGeneration": "<|vision_start|><|image_pad|><|vision_end|>",
+    "Qwen2_5_VLForConditionalGeneration": "<|vision_start|><|image_pad|><|vision_end|>",
+    "LlavaNextForConditionalGeneration": "<image>",
+    "MllamaForConditionalGeneration": "<|image|>",
+}
+PARAMS = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+TOLERANCE = 2e-3
+
+
+def prompts(place: str) -> tuple[list[str], list[Any]]:
+    from sglang.test.media_files import draw
+
+    red, blue = draw("circle", "red"), draw("square", "blue")
+    texts = [f"{place} what?", "no picture at all", f"{place} or {place}?", f"{place} again"]
+    return texts, [red, None, [red, blue], blue]
+
+
+def run(folder: str, place: str, **flags: Any) -> list[tuple[list[int], list[float]]]:
+    """(ids, their logprobs) of every prompt: one by one, then all at once, then again from the cache."""
+    import sglang as sgl
+
+    texts, images = prompts(place)
+    engine = sgl.Engine(
+        model_path=folder,
+        dtype="float32",
+        max_total_tokens=8192,
+        cuda_graph_max_bs=8,
+        enable_multimodal=True,
+        **flags,
+    )
+    options: dict[str, Any] = {"sampling_params": PARAMS, "return_logprob": True}
+    try:
+        answers = [
+            engine.generate(text, image_data=image, **options)
+            for text, image in zip(texts, images, strict=True)
+        ]
+        for _ in range(2):
+            answers += engine.generate(texts, image_data=images, **options)
+    finally:
+        engine.shutdown()
+    return [
+        (answer["output_ids"], [e[0] for e in answer["meta_info"]["output_token_logprobs"]])
+        for answer in answers
+    ]
+
+
+def check_capture(folder: str) -> str:
+    """Decode steps and short prefills of a model that turns by three positions are replayed, not launched. Raises RuntimeError."""
+    from sglang.bench_one_batch import Bench
+    from sglang.srt.server_args import ServerArgs
+
+    args = ServerArgs(
+        model_path=folder, device="cuda", max_total_tokens=8192, cuda_graph_max_bs=8,
+        skip_tokenizer_init=True,
+    )  # fmt: skip
+    bench = Bench(args)
+    graphs = bench.runner.graphs
+    if graphs is None:
+        raise RuntimeError("no graphs are captured")
+    replayed: list[str] = []
+    original = graphs.replay
+
+    def replay(batch: Any) -> Any:
+        replayed.append(batch.forward_mode.name)
+        return original(batch)
+
+    graphs.replay = replay
+    batch = bench.batch(3, 64)
+    batch.extend([[5 + i] * 16 for i in range(3)]).result()
+    for _ in range(4):
+        batch.decode().result()
+    if replayed != ["EXTEND", *["DECODE"] * 4]:
+        raise RuntimeError(f"replayed: {replayed}")
+    return "a short prefill and 4 decode steps replayed"
+
+
+def compare(name: str, want: list[Any], found: list[Any]) -> bool:
+    same = sum(a[0] == b[0] for a, b in zip(want, found, strict=True))
+    worst = max(
+        abs(x - y)
+        for a, b in zip(want, found, strict=True)
+        if a[0] == b[0]
+        for x, y in zip(a[1], b[1], strict=True)
+    ) if same else float("inf")  # fmt: skip
+    good = same == len(want) and worst < TOLERANCE
+    word = "ok  " if good else "FAIL"
+    print(f"{name:60} {word} equal texts {same}/{len(want)}, logprob error {worst:.2e}", flush=True)
+    return good
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("torch sees no GPU")
+        return 2
+    from sglang.test.tiny_vlm import write_vlm_twin
+
+    good = True
+    for architecture, place in PLACES.items():
+        with tempfile.TemporaryDirectory() as parent:
+            folder = write_vlm_twin(Path(parent, "model"), architecture)
+            want = run(folder, place, device="cpu")
+            kinds: dict[str, dict[str, Any]] = {
+                "graphs": {},
+                "no graphs": {"disable_cuda_graph": True},
+                "chunks of 16": {"chunked_prefill_size": 16},
+                "triton in the tower": {"mm_attention_backend": "triton_attn"},
+            }
+            if torch.cuda.device_count() > 1:
+                kinds["2 ranks"] = {"tp_size": 2}
+                kinds["2 ranks, images dealt"] = {"tp_size": 2, "mm_enable_dp_encoder": True}
+            for name, flags in kinds.items():
+                found = run(folder, place, device="cuda", **flags)
+                good &= compare(f"{architecture}, {name}", want, found)
+            if architecture.startswith("Qwen"):
+                print(f"{architecture}: {check_capture(folder)}", flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Steps that fail: their requests end with a reason, the tokens of earlier steps count, no slot is lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from scripted import VOCAB, ScriptedLaunch, ScriptedWorker, World, expected_output, random_prompt
+
+from sglang.srt.managers.step_plan import StepError, StepPlan, StepResult
+
+REASON = "no memory for this step"
+
+
+class FailingWorker:
+    """Carries out plans like the scripted worker, but not those that `fails` chooses; flags rows that `is_bad` chooses."""
+
+    def __init__(self, inner: ScriptedWorker, fails=lambda plan: False, nan_rows=None) -> None:
+        self._inner = inner
+        self._fails = fails
+        self._nan_rows = nan_rows or (lambda plan: [])
+
+    def launch(self, plan: StepPlan) -> ScriptedLaunch:
+        if self._fails(plan):
+            raise StepError(REASON)
+        launched = self._inner.launch(plan)
+        result: StepResult = launched.result()
+        result.nan_rows = self._nan_rows(plan)
+        return launched
+
+    def close(self) -> None:
+        pass
+
+
+def failing(world: World, fails=lambda plan: False, nan_rows=None) -> World:
+    world.scheduler.worker = FailingWorker(world.worker, fails, nan_rows)
+    return world
+
+
+def ends(world: World) -> dict[str, dict | None]:
+    return {rid: reason for rid, (_, reason) in world.outputs().items()}
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_failed_prefill_ends_its_request_and_no_other(depth):
+    world = failing(World(depth=depth), lambda plan: plan.works[0].token_ids == [9, 9, 9])
+    world.submit("runs", [1, 2, 4], max_new_tokens=20, ignore_eos=True)
+    for _ in range(4):
+        world.turn()
+    world.submit("fails", [9, 9, 9], max_new_tokens=5)
+    world.run_until_idle()
+    reason = ends(world)["fails"]
+    assert reason == {
+        "type": "abort",
+        "message": REASON,
+        "status_code": 503,
+        "err_type": "ServiceUnavailable",
+    }
+    assert world.outputs()["runs"][0] == expected_output([1, 2, 4], 20, False)
+    assert world.cache.num_used == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_failed_decode_keeps_the_tokens_of_earlier_steps(depth):
+    world = failing(World(depth=depth), lambda plan: plan.works[0].num_outputs == 5)
+    for first in (1, 2):
+        world.submit(f"r{first}", [first, 7], max_new_tokens=30, ignore_eos=True)
+    world.run_until_idle()
+    for first in (1, 2):
+        ids, reason = world.outputs()[f"r{first}"]
+        assert reason["status_code"] == 503
+        assert ids == expected_output([first, 7], 30, False)[:5]
+    world.submit("later", [1, 7], max_new_tokens=4, ignore_eos=True)
+    world.run_until_idle()
+    assert world.outputs()["later"][0] == expected_output([1, 7], 4, False)
+
+
+def test_failed_chunk_of_a_long_prompt():
+    """The second of three chunks fails; what the first computed may be shared."""
+    prompt = list(range(1, 41))
+    seen: list[int] = []
+
+    def fails(plan: StepPlan) -> bool:
+        seen.append(plan.works[0].start)
+        return seen == [0, 16]
+
+    world = failing(World(chunk_size=16), fails)
+    world.submit("fails", prompt, max_new_tokens=4)
+    world.run_until_idle()
+    assert ends(world)["fails"]["status_code"] == 503
+    world.submit("again", prompt, max_new_tokens=4, ignore_eos=True)
+    world.run_until_idle()
+    assert world.outputs()["again"][0] == expected_output(prompt, 4, False)
+    assert seen[2] == 16  # the first chunk came from the cache
+
+
+def test_request_that_ended_in_the_step_before_is_not_failed():
+    """The step after the last token is launched before that token is known."""
+    prompts = ([first, 7] for first in range(VOCAB))
+    prompt = next(p for p in prompts if 2 <= len(expected_output(p, 30, True)) < 20)
+    want = expected_output(prompt, 30, True)
+    failed: list[int] = []
+
+    def fails(plan: StepPlan) -> bool:
+        is_late = plan.works[0].num_outputs == len(want)
+        failed.extend([plan.step_id] * is_late)
+        return is_late
+
+    world = failing(World(depth=1), fails)
+    world.submit("ends", prompt, max_new_tokens=30)
+    world.run_until_idle()
+    ids, reason = world.outputs()["ends"]
+    assert failed and ids == want and reason["type"] == "stop"
+    assert world.cache.num_used == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nan_ends_one_row_and_its_computed_prefix_is_not_shared(depth):
+    def rows(plan: StepPlan) -> list[int]:
+        return [i for i, work in enumerate(plan.works) if work.token_ids == [9, 8, 7]]
+
+    world = failing(World(depth=depth), nan_rows=rows)
+    world.submit("good", [1, 2, 4], max_new_tokens=6, ignore_eos=True)
+    world.submit("nan", [9, 8, 7], max_new_tokens=6, ignore_eos=True)
+    world.run_until_idle()
+    ids, reason = world.outputs()["nan"]
+    assert ids == [] and reason["status_code"] == 500
+    assert "NaN logits for output token 1 (position 3)" in reason["message"]
+    assert world.outputs()["good"][0] == expected_output([1, 2, 4], 6, False)
+    assert world.cache.match([9, 8, 7]) == 0
+    assert world.cache.match([1, 2, 4]) == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "shape", [dict(), dict(depth=1), dict(depth=1, page_size=4, mixed_chunk=True)], ids=str
+)
+def test_random_failures_lose_nothing(shape, seed):
+    rng = random.Random(seed)
+    world = failing(
+        World(num_slots=192, **shape),
+        lambda plan: rng.random() < 0.07,
+        lambda plan: [
+            i for i, work in enumerate(plan.works) if work.sample and rng.random() < 0.01
+        ],
+    )
+    families = [[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)]
+    asked: dict[str, tuple[list[int], int]] = {}
+    for event in range(250):
+        if rng.random() < 0.3:
+            prompt, count = random_prompt(rng, families, 60), rng.choice([0, 1, 4, 20])
+            world.submit(f"r{event}", prompt, max_new_tokens=count, ignore_eos=True)
+            asked[f"r{event}"] = (prompt, count)
+        world.turn()  # audits everything
+    world.run_until_idle()
+    outputs = world.outputs()
+    assert set(outputs) == set(asked)
+    assert {reason["type"] for _, reason in outputs.values()} == {"abort", "length"}
+    for rid, (ids, reason) in outputs.items():
+        want = expected_output(*asked[rid], False)
+        assert ids == (want if reason["type"] == "length" else want[: len(ids)])
+    assert world.cache.num_used == 0
