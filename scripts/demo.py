@@ -6,7 +6,10 @@ When a person is watching (standard input is a terminal) the server stays up unt
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
+import math
 import subprocess
 import sys
 import time
@@ -22,6 +25,10 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+PICTURE_QUESTIONS = [
+    "What do you see?",
+    "What colour is the star?\nA) red\nB) blue\nC) green\nWhich option is right?",
+]
 QUESTIONS = [
     "Who are you?",
     "What is 27 + 46?",
@@ -65,14 +72,44 @@ def _talk(base_url: str) -> None:
     client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none")
     for question in QUESTIONS:
         _ask(client, question)
+    picture = _draw_picture()
+    for question in PICTURE_QUESTIONS:
+        _ask(client, question, picture)
     _ask_streamed(client, "Who are you?")
     _ask_json(client, "Mia is 31 years old. Answer as JSON with the keys name and age.")
 
 
-def _ask(client, question: str) -> None:
+def _draw_picture() -> str:
+    """A data URL of a picture with a blue star in the top left and a red circle at the bottom."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (112, 112), (245, 245, 245))
+    canvas = ImageDraw.Draw(image)
+    canvas.polygon(_star(20, 20, 15), fill=(35, 75, 220))
+    canvas.ellipse((42, 80, 70, 108), fill=(220, 30, 35))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    corners = []
+    for i in range(10):
+        angle, reach = math.pi * (i / 5 - 0.5), radius if i % 2 == 0 else 0.42 * radius
+        corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+    return corners
+
+
+def _ask(client, question: str, picture: str = "") -> None:
+    """Ask a question, on a picture if its URL is given."""
+    content: object = question
+    if picture:
+        print("(a picture: a blue star in the top left, a red circle at the bottom)")
+        image = {"type": "image_url", "image_url": {"url": picture}}
+        content = [image, {"type": "text", "text": question}]
     started = time.perf_counter()
     answer = client.chat.completions.create(
-        model="default", messages=[{"role": "user", "content": question}], temperature=0
+        model="default", messages=[{"role": "user", "content": content}], temperature=0
     )
     seconds = time.perf_counter() - started
     tokens = answer.usage.completion_tokens

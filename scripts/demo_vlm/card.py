@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mixture import NEW_SKILLS
 from score import format_scores
@@ -29,9 +30,7 @@ of small questions, on text and on simple pictures, and nothing else.
 | pictures | resized to about 112 x 112 pixels: 16 tokens if square |
 | context | {context} positions; trained on conversations of up to about 350 tokens |
 | vocabulary | the text demo's 1024 byte-level BPE tokens and 4 for pictures, {vocab} rows |
-| training | {steps:,} steps of {rows} rows of 384 tokens, {tokens:.0f} million tokens, {pictures:.1f} million pictures |
-| training time | {minutes:.1f} minutes on {device} |
-| trained at | commit {commit} |
+{training}
 | licence | Apache-2.0 (weights, tokenizer and data generator) |
 
 ## Data
@@ -48,7 +47,9 @@ tint, background and exact places are drawn anew each time, in training and in t
   `picture_describe`: one to four figures, no two alike. `picture_count`: one to nine.
 - `picture_number`: one to four digits. `picture_sum`: a printed sum or difference up to 99.
 - `picture_choice`, `choice`: two to four options, with and without a picture; the answer is a letter
-  or, where the letter alone is not asked for, a sentence that ends with it.
+  or a sentence that ends with it. It is a sentence where the letter alone is not asked for, and
+  always where there is something to work out first: on pictures and for sums. The options count
+  six figures at most.
 - `several_pictures`: two or three pictures in one question. `no_picture`: asked without one.
 - In `choice`, what is held out is the pair of numbers, or the options that stand together.
 
@@ -62,18 +63,19 @@ are drawn with a seed that was not looked at during training.
 ## Limits
 
 It knows drawings like those above, not photographs; no video was trained. Numbers from 0 to 99 in
-sums and differences (no negative results), products of numbers up to 12. Outside its skills it
-says that it does not know, or is wrong. English only. It is not meant for any use beyond trying
-out software.
+sums and differences (no negative results), products of numbers up to 12. The printed digits 5, 6,
+7 and 8 are held out of training as numbers of their own: it reads them, but of several such
+options it often names the wrong one. Outside its skills it says that it does not know, or is
+wrong. English only. It is not meant for any use beyond trying out software.
 
 ## Reproduce
 
 ```
-{command}
+{commands}
 python scripts/demo_vlm/score.py --model python/sglang/demo_vlm
 ```
 
-A run is not repeated to the bit: the order in which a GPU adds numbers differs.
+A run is not repeated to the bit: the order in which numbers are added differs.
 """
 _NOT_CLAIMED = """
 Below {mark:.0f} % (pictures, choice) or {text_mark:.0f} % (the other text skills), so not claimed
@@ -89,7 +91,8 @@ def write_card(
     folder: Path,
     scores: dict[str, float],
     per_skill: int,
-    facts: dict[str, float | str],
+    stages: list[dict[str, Any]],
+    note: str,
 ) -> None:
     """Write README.md; the weights must be in `folder` already, for their size."""
     text, vision = model.config.text_config, model.config.vision_config
@@ -109,9 +112,26 @@ def write_card(
         context=text.max_position_embeddings,
         vocab=text.vocab_size,
         claims=_claims(scores, per_skill),
-        **facts,
+        training="\n".join(_training_row(stage) for stage in stages),
+        commands="\n".join(stage["command"] for stage in stages),
+        note=note,
     )
     (folder / "README.md").write_text(card)
+
+
+def _training_row(stage: dict[str, Any]) -> str:
+    return (
+        f"| training | {stage['steps']:,} steps of {stage['rows']} rows of 384 tokens, "
+        f"{_rough(stage['tokens'])} tokens, {_rough(stage['pictures'])} pictures; "
+        f"{stage['minutes']:.1f} minutes on {stage['device']}, at commit {stage['commit']} |"
+    )
+
+
+def _rough(count: int) -> str:
+    """Two or three digits of a count."""
+    if count >= 1e6:
+        return f"{count / 1e6:.3g} million"
+    return f"{count / 1e3:.3g} thousand" if count >= 1e3 else str(count)
 
 
 def _claims(scores: dict[str, float], per_skill: int) -> str:

@@ -1,6 +1,7 @@
 """Multiple choice: the options stand in the question; the answer is a letter, or ends with one.
 
-Where the letter alone is asked for, the questions are easier: there is no room to work them out.
+What has to be worked out first, a sum or what a picture shows, is worked out in the answer even
+where the letter alone is asked for: a small model cannot do it unsaid.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arithmetic import short_sum
-from item import Item, ask
+from item import Item, ask, is_held_out
 from scene import COLOURS, PLACES, SHAPES, Picture, Print, Scene, draw_number, draw_scene
 from skills import Asked, small_scene, unique
 from words import ANIMALS, CITIES, ITEMS, MONTHS, WEEKDAYS
@@ -50,11 +51,14 @@ def draw_picture(rng: random.Random) -> Picture:
 def picture_choice(rng: random.Random, picture: Picture) -> Asked | None:
     """A multiple-choice question about a picture, or None where the kind drawn does not fit."""
     quiz = _about_print(rng, picture) if isinstance(picture, Print) else _about(rng, picture)
-    return lay_out(rng, quiz, alone=rng.random() < 0.6) if quiz else None
+    return lay_out(rng, quiz, rng.random() < 0.6, worked=True) if quiz else None
 
 
-def lay_out(rng: random.Random, quiz: Quiz, alone: bool) -> Asked:
-    """(the question with lettered options, the answer); alone: the letter is all that is asked."""
+def lay_out(rng: random.Random, quiz: Quiz, alone: bool, worked: bool) -> Asked:
+    """(the question with lettered options, the answer).
+
+    alone: the letter is all that is asked for; worked: the answer says why even so.
+    """
     count = min(len(quiz.others), rng.choice((1, 2, 3, 3, 3, 3)))
     options = [quiz.right, *rng.sample(list(quiz.others), count)]
     rng.shuffle(options)
@@ -66,17 +70,30 @@ def lay_out(rng: random.Random, quiz: Quiz, alone: bool) -> Asked:
     if order := rng.choice(_LETTER_ALONE if alone else _EXPLAINED):
         text += rng.choice(("\n", "\n", "\n\n")) + order
     letter = _LETTERS[options.index(quiz.right)]
-    return text, letter if alone else f"{quiz.fact}, so {letter}."
+    return text, letter if alone and not worked else f"{quiz.fact}, so {letter}."
 
 
 def _about_print(rng: random.Random, picture: Print) -> Quiz | None:
     right = picture.text
     if not right.isdigit():
         return None
-    low = 10 ** (len(right) - 1) if len(right) > 1 else 0
-    others = {str(n) for n in rng.sample(range(low, 10 ** len(right)), 4)} - {right}
     question = rng.choice(("What number is this?", "Which number is in the picture?"))
-    return Quiz(question, right, sorted(others)[:3], f"The number is {right}")
+    return Quiz(question, right, _other_numbers(rng, right), f"The number is {right}")
+
+
+def _other_numbers(rng: random.Random, right: str) -> list[str]:
+    """Three numbers of as many digits, none of them held out.
+
+    A held-out number is never the right option in training. Were it a wrong one there, the model
+    would learn that it is always wrong.
+    """
+    low = 10 ** (len(right) - 1) if len(right) > 1 else 0
+    others: set[str] = set()
+    while len(others) < 3:
+        other = str(rng.randrange(low, 10 ** len(right)))
+        if other != right and not is_held_out(Print(other, "", "").key):
+            others.add(other)
+    return sorted(others)
 
 
 def _about(rng: random.Random, scene: Scene) -> Quiz | None:
@@ -124,19 +141,12 @@ def text_choice(rng: random.Random) -> Item:
     """A multiple-choice question without a picture: a sum, the largest number, a kind of word."""
     kind, alone = rng.choice((_sum, _sum, _largest, _group, _day)), rng.random() < 0.6
     quiz, key = kind(rng, alone)
-    text, answer = lay_out(rng, quiz, alone)
+    text, answer = lay_out(rng, quiz, alone, worked=kind is _sum)
     return ask("choice", text, answer, key)
 
 
 def _sum(rng: random.Random, alone: bool) -> tuple[Quiz, str]:
-    """A sum; where it cannot be worked out first, one of numbers up to 9."""
-    if alone:
-        a, b = rng.randint(0, 9), rng.randint(0, 9)
-        question = rng.choice(("What is {} + {}?", "{} + {} =", "How much is {} plus {}?"))
-        question, result = question.format(a, b), a + b
-        key, written = f"add {min(a, b)} {max(a, b)}", f"{a} + {b}"
-    else:
-        question, result, key, written = short_sum(rng)
+    question, result, key, written = short_sum(rng)
     others = {abs(result + rng.choice((-20, -10, -2, -1, 1, 2, 3, 10, 20))) for _ in range(6)}
     wrong = [str(n) for n in sorted(others - {result})]
     return Quiz(question, str(result), wrong, f"{written} = {result}"), key

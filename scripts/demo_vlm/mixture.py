@@ -7,8 +7,8 @@ stands and {"type": "text", "text": ...}; the pictures are listed beside the mes
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import data as text_data
@@ -69,11 +69,32 @@ def sample_held_out(skill: str, count: int, seed: int) -> list[Question]:
     return [sample(skill, rng, held_out=True) for _ in range(count)]
 
 
-def draw_conversation(rng: random.Random, text_share: float = 0.35) -> Conversation:
-    """A training conversation, on text in `text_share` of all cases."""
-    if rng.random() < text_share:
+@dataclass(frozen=True)
+class Shares:
+    """How often what is trained.
+
+    text: share of the text demo's conversations. factors: by how much a skill's weight among the
+    others is multiplied, 1 where it is not named.
+    """
+
+    text: float = 0.35
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.factors) - set(NEW_SKILLS))
+        if unknown:
+            raise ValueError(f"no weight for {unknown}; choose from {sorted(NEW_SKILLS)}")
+
+    def weights(self) -> list[float]:
+        return [SKILLS[name][1] * self.factors.get(name, 1.0) for name in SKILLS]
+
+
+def draw_conversation(rng: random.Random, shares: Shares | None = None) -> Conversation:
+    """A training conversation."""
+    shares = shares or Shares()
+    if rng.random() < shares.text:
         return Conversation(tuple(text_data.draw_conversation(rng)), ())
-    skill = rng.choices(_NAMES, weights=_WEIGHTS)[0]
+    skill = rng.choices(list(SKILLS), weights=shares.weights())[0]
     question = sample(skill, rng, held_out=False)
     messages = [*question.messages, _reply(question.answer)]
     if rng.random() < 0.2:
@@ -81,7 +102,7 @@ def draw_conversation(rng: random.Random, text_share: float = 0.35) -> Conversat
         messages.insert(0, {"role": "system", "content": system})
     pictures = list(question.pictures)
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
-        _add_turn(rng, messages, pictures)
+        _add_turn(rng, messages, pictures, shares.factors.get("picture_choice", 1.0))
     return Conversation(tuple(messages), tuple(pictures))
 
 
@@ -89,11 +110,18 @@ def _reply(answer: str) -> Message:
     return {"role": "assistant", "content": answer}
 
 
-def _add_turn(rng: random.Random, messages: list[Message], pictures: list[Picture]) -> None:
-    """One more question: on the only picture so far, on a new one, or on no picture."""
+def _add_turn(
+    rng: random.Random, messages: list[Message], pictures: list[Picture], choices: float
+) -> None:
+    """One more question: on the only picture so far, on a new one, or on no picture.
+
+    choices: the weight of multiple choice, where each other kind of question has 1.
+    """
     kind = rng.random()
     if kind < 0.6 and len(pictures) == 1:
-        asked = rng.choice((*ASKERS, picture_choice))(rng, pictures[0])
+        weights = [1.0] * len(ASKERS) + [choices]
+        ask = rng.choices((*ASKERS, picture_choice), weights)[0]
+        asked = ask(rng, pictures[0])
         if asked is not None:
             messages += [{"role": "user", "content": asked[0]}, _reply(asked[1])]
     elif kind < 0.75 and len(pictures) == 1:
@@ -211,6 +239,4 @@ SKILLS: dict[str, tuple[Callable[[random.Random], Question | None], float]] = {
     "no_picture": (_no_picture, 0.2),
     **{skill: (_text(skill), 0.0) for skill in text_data.SKILLS},
 }
-_NAMES = list(SKILLS)
-_WEIGHTS = [SKILLS[name][1] for name in _NAMES]
 NEW_SKILLS = tuple(name for name in SKILLS if name not in text_data.SKILLS)

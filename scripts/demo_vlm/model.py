@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pixels import MERGE, PATCH, TEMPORAL
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -107,6 +108,12 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a finished model, in float32, as `build_model`'s model takes them."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.state_dict()
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:

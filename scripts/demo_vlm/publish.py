@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from card import write_card
@@ -16,6 +17,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+_STAGES = "training.json"
+
 
 def publish(
     model: Qwen2VLForConditionalGeneration,
@@ -23,11 +26,12 @@ def publish(
     folder: Path,
     scores: dict[str, float],
     per_skill: int,
-    facts: dict[str, float | str],
+    stages: list[dict[str, Any]],
+    note: str = "",
 ) -> None:
     """Write the checkpoint to `folder`; files appear by renaming, each complete or not at all.
 
-    facts: the card's figures that the model does not know.
+    stages: how it was trained, one run after the other; note: a paragraph for the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo_vlm") as name:
@@ -35,11 +39,17 @@ def publish(
         _write_model(model, tokenizer, staged)
         tokenizer.save_pretrained(staged)
         _write_processors(staged)
-        write_card(model, staged, scores, per_skill, facts)
+        _write_json(staged / _STAGES, {"stages": stages})
+        write_card(model, staged, scores, per_skill, stages, note)
         # Weights last, so that a reader who finds them finds their config as well.
         for file in sorted(staged.iterdir(), key=lambda f: f.suffix == ".safetensors"):
             file.chmod(0o644)
             os.replace(file, folder / file.name)
+
+
+def read_stages(folder: Path) -> list[dict[str, Any]]:
+    """How the model in `folder` was trained."""
+    return json.loads((folder / _STAGES).read_text())["stages"]
 
 
 def _write_model(
@@ -80,5 +90,5 @@ def _write_processors(folder: Path) -> None:
     _write_json(folder / "video_preprocessor_config.json", video)
 
 
-def _write_json(path: Path, value: dict[str, object]) -> None:
+def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from draw import render
-from mixture import Conversation, Message, draw_conversation
+from mixture import Conversation, Message, Shares, draw_conversation
 from model import VISION_TOKENS
 from pixels import MERGE, PATCH_VALUES, to_patches
 from transformers import PreTrainedTokenizerFast
@@ -184,10 +184,15 @@ class Steps(torch.utils.data.IterableDataset):
     """Endless training steps; every worker has a stream of its own."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: str, rows: int, pictures: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: str,
+        rows: int,
+        pictures: int,
+        shares: Shares,
     ) -> None:
         self.tokenizer, self.seed = tokenizer, seed
-        self.rows, self.pictures = rows, pictures
+        self.rows, self.pictures, self.shares = rows, pictures, shares
 
     def __iter__(self) -> Iterator[Step]:
         worker = torch.utils.data.get_worker_info()
@@ -197,7 +202,7 @@ class Steps(torch.utils.data.IterableDataset):
         while True:
             room = self.rows * ROW_LENGTH + _SPARE
             while sum(len(row.ids) for row in waiting) < room:
-                drawn = [draw_conversation(rng) for _ in range(_DRAWN)]
+                drawn = [draw_conversation(rng, self.shares) for _ in range(_DRAWN)]
                 rows = encoder.encode(drawn, rng)
                 waiting += [row for row in rows if len(row.ids) <= ROW_LENGTH]
             step, waiting = pack(waiting, self.rows, self.pictures)

@@ -1,15 +1,15 @@
-"""Train the demo model that sees, on one GPU, and write its folder; an interrupted run resumes.
+"""Train the demo model that sees, on a GPU or slowly on a CPU; an interrupted run resumes.
 
     python scripts/demo_vlm/train.py --out python/sglang/demo_vlm
+    python scripts/demo_vlm/train.py --out NEW --from OLD --lr 2.5e-4 --weight picture_choice=4
 
 Many processes draw the data while one trains. The learning rate is constant after a short warm-up
-and falls to zero over the last part of the steps.
+and falls to zero over the last part of the steps. `--from` goes on from a finished model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -23,15 +23,29 @@ sys.path.append(str(_ROOT / "scripts" / "demo_model"))
 
 import torch  # noqa: E402
 from forward import weighted_loss  # noqa: E402
-from model import build_model, load_tokenizer  # noqa: E402
-from publish import publish  # noqa: E402
+from mixture import Shares  # noqa: E402
+from model import build_model, load_tokenizer, read_weights  # noqa: E402
+from publish import publish, read_stages  # noqa: E402
 from rows import PICTURE_TOKENS, Step, Steps  # noqa: E402
 from score import REPORT_SEED, WATCH_SEED, format_scores, score  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 _LOG_EVERY = 50
-_WARM_UP = 300
+_KERNELS = {
+    "cuda": [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "cpu": [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
+}
+# What a stage's command leaves out where it is as usual.
+_DEFAULTS = {
+    "rows": 48,
+    "pictures": 168,
+    "lr": 1.2e-3,
+    "warm_up": 300,
+    "hold": 0.4,
+    "text_share": 0.35,
+    "seed": 0,
+}
 _COMMAND = "python scripts/demo_vlm/train.py --out python/sglang/demo_vlm"
 
 
@@ -51,7 +65,13 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
         self.args, self.tokenizer = args, tokenizer
-        self.model = build_model(tokenizer).to(args.device).train()
+        self.shares = Shares(args.text_share, dict(args.weight))
+        self.model = build_model(tokenizer)
+        self.stages: list[dict[str, Any]] = []  # what the weights that it starts from went through
+        if args.start:
+            self.model.load_state_dict(read_weights(args.start))
+            self.stages = read_stages(args.start)
+        self.model.to(args.device).train()
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -95,20 +115,24 @@ class Trainer:
         seed = REPORT_SEED if per_skill == 200 else WATCH_SEED
         scores = self._score(per_skill, seed) if per_skill else {}
         print(format_scores(scores, per_skill), flush=True)
-        facts: dict[str, Any] = {
-            "steps": self.done["steps"],
+        stages = [*self.stages, self._stage()]
+        note = f"\n{args.note}\n" if args.note else ""
+        publish(self._rounded(), self.tokenizer, args.out, scores, per_skill, stages, note)
+
+    def _stage(self) -> dict[str, Any]:
+        """What was done, for the model card; the command repeats it."""
+        args, done = self.args, self.done
+        cuda = args.device == "cuda"
+        return {
+            "steps": done["steps"],
             "rows": args.rows,
-            "tokens": self.done["tokens"] / 1e6,
-            "pictures": self.done["pictures"] / 1e6,
-            "minutes": self.done["seconds"] / 60,
-            "device": f"one {torch.cuda.get_device_name()}" if args.device == "cuda" else "CPU",
+            "tokens": done["tokens"],
+            "pictures": done["pictures"],
+            "minutes": round(done["seconds"] / 60, 1),
+            "device": f"one {torch.cuda.get_device_name()}" if cuda else _describe_cpu(),
             "commit": args.commit,
-            "command": f"{_COMMAND} --steps {self.done['steps']}",
-            "note": f"\n{args.note}\n" if args.note else "",
+            "command": _command(args, done["steps"]),
         }
-        publish(self._rounded(), self.tokenizer, args.out, scores, per_skill, facts)
-        if args.facts:
-            args.facts.write_text(json.dumps(facts, indent=2))
 
     def resume(self) -> None:
         path = self.args.checkpoint / "state.pt"
@@ -126,7 +150,7 @@ class Trainer:
         args = self.args
         seed = f"{args.seed} {self.done['steps']}"
         return torch.utils.data.DataLoader(
-            Steps(self.tokenizer, seed, args.rows, args.pictures),
+            Steps(self.tokenizer, seed, args.rows, args.pictures, self.shares),
             batch_size=None,
             num_workers=args.workers,
             prefetch_factor=4 if args.workers else None,
@@ -136,8 +160,9 @@ class Trainer:
     def _update(self, step: Step) -> torch.Tensor:
         """One step of the optimizer; the loss, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-        with kernels, torch.autocast(self.args.device, dtype=torch.bfloat16):
+        kernels = sdpa_kernel(_KERNELS[self.args.device])
+        half = torch.autocast(self.args.device, torch.bfloat16, self.args.dtype == "bfloat16")
+        with kernels, half:
             loss = weighted_loss(self.model, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -154,7 +179,7 @@ class Trainer:
         return max(share, self.done["seconds"] / self.args.seconds) if self.args.seconds else share
 
     def _rate(self) -> float:
-        warm = min(1.0, (self.done["steps"] + 1) / _WARM_UP)
+        warm = min(1.0, (self.done["steps"] + 1) / self.args.warm_up)
         fall = max(0.0, (self._share() - self.args.hold) / (1 - self.args.hold))
         return self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
@@ -235,6 +260,36 @@ class RecordedUpdate:
         return self._loss
 
 
+def _command(args: argparse.Namespace, steps: int) -> str:
+    """The command that repeats a run of so many steps."""
+    words = [_COMMAND]
+    if args.start:
+        words += ["--from python/sglang/demo_vlm"]
+    for name in ("rows", "pictures", "lr", "warm_up", "hold", "text_share", "seed"):
+        if (value := getattr(args, name)) != _DEFAULTS[name]:
+            words.append(f"--{name.replace('_', '-')} {value}")
+    words += [f"--weight {skill}={factor:g}" for skill, factor in args.weight]
+    return " ".join([*words, f"--steps {steps}"])
+
+
+def _describe_cpu() -> str:
+    threads = torch.get_num_threads()
+    return "one CPU core" if threads == 1 else f"{threads} CPU cores"
+
+
+def _default_dtype(device: str) -> str:
+    """bfloat16 where products of it are faster than those of float32."""
+    fast = device == "cuda" or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def _parse_weight(text: str) -> tuple[str, float]:
+    skill, sign, factor = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SKILL=FACTOR, such as choice=2")
+    return skill, float(factor)
+
+
 def _parse_args() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
@@ -245,16 +300,30 @@ def _parse_args() -> argparse.Namespace:
         default=_ROOT / "python" / "sglang" / "demo_model",
         help="folder of the tokenizer to extend",
     )
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="folder of a finished model to go on from"
+    )
     parser.add_argument("--steps", type=int, default=21000)
     parser.add_argument("--seconds", type=float, default=0, help="end after this time, if given")
-    parser.add_argument("--rows", type=int, default=48, help="rows of 384 tokens per step")
-    parser.add_argument("--pictures", type=int, default=168, help="most pictures per step")
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--hold", type=float, default=0.4, help="share of steps before the fall")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, help="rows of 384 tokens per step")
+    parser.add_argument("--pictures", type=int, help="most pictures per step")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--warm-up", type=int, help="steps before the full learning rate")
+    parser.add_argument("--hold", type=float, help="share of steps before the fall")
+    parser.add_argument("--text-share", type=float, help="share of conversations on text alone")
+    parser.add_argument(
+        "--weight",
+        type=_parse_weight,
+        action="append",
+        default=[],
+        metavar="SKILL=FACTOR",
+        help="train a skill so many times as often as usual; may be repeated",
+    )
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the products")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_vlm"))
+    parser.add_argument("--checkpoint", type=Path, help="folder of what a run resumes from")
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--score-every", type=int, default=2000)
     parser.add_argument(
@@ -262,8 +331,13 @@ def _parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--commit", default="(not given)", help="for the model card")
     parser.add_argument("--note", default="", help="a sentence for the model card")
-    parser.add_argument("--facts", type=Path, help="also write the card's figures here, as JSON")
-    return parser.parse_args()
+    parser.set_defaults(**_DEFAULTS)
+    args = parser.parse_args()
+    args.dtype = args.dtype or _default_dtype(args.device)
+    # A run that goes on from a finished model must not resume the run that made it.
+    folder = "build/demo_vlm_from" if args.start else "build/demo_vlm"
+    args.checkpoint = args.checkpoint or Path(folder)
+    return args
 
 
 if __name__ == "__main__":

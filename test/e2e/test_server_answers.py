@@ -178,7 +178,9 @@ def test_client_that_leaves_frees_its_slots(server):
 
 def test_information_routes(server):
     info = json.loads(server.get("/model_info")[1])
-    assert info["is_generation"] is True and info["architectures"] == ["Qwen3ForCausalLM"]
+    assert info["is_generation"] is True and info["architectures"] == [
+        "Qwen2VLForConditionalGeneration"
+    ]
     assert json.loads(server.get("/get_model_info")[1])["model_path"] == info["model_path"]
     state = json.loads(server.get("/server_info")[1])
     assert state["max_total_num_tokens"] == 8192 and state["internal_states"][0]["memory_usage"]

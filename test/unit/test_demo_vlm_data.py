@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import re
 import sys
@@ -25,6 +26,7 @@ import forward  # noqa: E402
 import mixture  # noqa: E402
 import model  # noqa: E402
 import pixels  # noqa: E402
+import publish  # noqa: E402
 import rows  # noqa: E402
 import score  # noqa: E402
 from item import is_held_out  # noqa: E402
@@ -38,6 +40,20 @@ PICTURE_SKILLS = [skill for skill in mixture.NEW_SKILLS if skill.startswith("pic
 def _questions(skill: str, held_out: bool, count: int = 60) -> list[mixture.Question]:
     rng = random.Random(f"test {skill} {held_out}")
     return [mixture.sample(skill, rng, held_out) for _ in range(count)]
+
+
+def _load_train() -> Any:
+    """The training script, by its path: the text demo's has the same name."""
+    spec = importlib.util.spec_from_file_location(
+        "demo_vlm_train", _ROOT / "scripts" / "demo_vlm" / "train.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train = _load_train()
 
 
 def _text(question: mixture.Question) -> str:
@@ -228,11 +244,85 @@ def _is_right(picture: Scene | Print, question: mixture.Question, option: str) -
     return option in (figure.colour, figure.shape, PLACES[figure.place][0])
 
 
-def test_the_letter_alone_is_given_where_it_is_asked_for() -> None:
-    for question in _questions("picture_choice", held_out=False, count=100):
+def test_the_letter_stands_alone_where_it_is_asked_for_and_nothing_is_to_be_worked_out() -> None:
+    for question in _questions("choice", held_out=False, count=100):
         text = _text(question)
         alone = "letter" in text or "Answer:" in text
-        assert (question.answer in choice._LETTERS) == alone
+        worked = question.keys[0].split()[0] in ("add", "subtract")
+        assert (question.answer in choice._LETTERS) == (alone and not worked)
+    for question in _questions("picture_choice", held_out=False, count=100):
+        assert re.fullmatch(r".+, so [A-D]\.", question.answer)
+
+
+def test_no_wrong_number_gives_itself_away_by_being_held_out() -> None:
+    for held_out in (False, True):
+        for question in _questions("picture_choice", held_out, count=150):
+            if isinstance(question.pictures[0], Print):
+                options = re.findall(r"[A-D][.):]+ (\d+)", _text(question))
+                wrong = [n for n in options if n != question.pictures[0].text]
+                assert wrong and not any(is_held_out(f"number {n}") for n in wrong)
+
+
+# What is trained how often.
+
+
+def test_a_factor_makes_a_skill_come_more_often() -> None:
+    def count(shares: mixture.Shares) -> int:
+        rng = random.Random(6)
+        drawn = [mixture.draw_conversation(rng, shares) for _ in range(200)]
+        texts = [str(message["content"]) for c in drawn for message in c.messages[:2]]
+        return sum(bool(re.search(r"A[.):]+ .*B[.):]+ ", text)) for text in texts)
+
+    few = count(mixture.Shares(0.5))
+    assert count(mixture.Shares(0.5, {"picture_choice": 10.0, "choice": 10.0})) > 2 * few
+    assert not any(
+        conversation.pictures
+        for conversation in (
+            mixture.draw_conversation(random.Random(i), mixture.Shares(1.0)) for i in range(30)
+        )
+    )
+    with pytest.raises(ValueError, match=r"no weight for \['poetry'\]"):
+        mixture.Shares(0.5, {"poetry": 2.0})
+
+
+def test_the_command_of_a_stage_repeats_what_was_unusual(monkeypatch: Any) -> None:
+    line = "train --out x --from y --rows 8 --lr 2e-4 --weight choice=2 --steps 100 --device cpu"
+    monkeypatch.setattr(sys, "argv", line.split())
+    args = train._parse_args()
+    command = train._command(args, 90)
+    assert command.startswith("python scripts/demo_vlm/train.py --out python/sglang/demo_vlm ")
+    assert command.endswith(
+        "--from python/sglang/demo_vlm --rows 8 --lr 0.0002 --weight choice=2 --steps 90"
+    )
+
+
+def test_a_finished_model_is_gone_on_from(
+    tokenizer: Any, random_model: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    first = {"steps": 3, "rows": 2, "tokens": 9e6, "pictures": 2e5, "minutes": 0.1}
+    first |= {"device": "one card", "commit": "abc", "command": "first command"}
+    finished = model.build_model(tokenizer)
+    finished.load_state_dict(random_model.state_dict())
+    publish.publish(finished, tokenizer, tmp_path / "old", {"choice": 0.5}, 10, [first])
+    assert "| training | 3 steps of 2 rows" in (tmp_path / "old" / "README.md").read_text()
+
+    line = f"train --out {tmp_path}/new --from {tmp_path}/old --rows 2 --pictures 9 --lr 1e-3"
+    line += f" --steps 1 --device cpu --workers 0 --checkpoint {tmp_path}/state --per-skill 0"
+    monkeypatch.setattr(sys, "argv", line.split())
+    args = train._parse_args()
+    trainer = train.Trainer(args, tokenizer)
+    weights = trainer.model.state_dict()
+    start = random_model.state_dict()
+    assert all(torch.equal(weights[name], start[name].bfloat16().float()) for name in start)
+    before = {name: value.clone() for name, value in weights.items()}
+    trainer.train()
+    trainer.publish()
+    after = model.read_weights(tmp_path / "new")
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    stages = publish.read_stages(tmp_path / "new")
+    assert stages[0] == first and stages[1]["steps"] == 1 and len(stages) == 2
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert card.index("first command") < card.index("--from python/sglang/demo_vlm")
 
 
 # What is drawn.
@@ -287,7 +377,7 @@ def test_no_drawn_picture_has_more_patches_than_a_step_has_room_for() -> None:
 
 def test_a_packed_step_has_the_logits_of_transformers(tokenizer: Any, random_model: Any) -> None:
     rng = random.Random(3)
-    drawn = [mixture.draw_conversation(rng, text_share=0.3) for _ in range(8)]
+    drawn = [mixture.draw_conversation(rng, mixture.Shares(0.3)) for _ in range(8)]
     encoded = rows.Encoder(tokenizer).encode(drawn, rng)
     assert sum(len(row.patches) for row in encoded) > 3
     step, left = rows.pack(encoded, 3, 20)
@@ -304,7 +394,7 @@ def test_a_packed_step_has_the_logits_of_transformers(tokenizer: Any, random_mod
 
 def test_what_finds_no_place_is_kept_for_the_next_step(tokenizer: Any) -> None:
     rng = random.Random(2)
-    drawn = [mixture.draw_conversation(rng, text_share=0.0) for _ in range(12)]
+    drawn = [mixture.draw_conversation(rng, mixture.Shares(0.0)) for _ in range(12)]
     encoded = rows.Encoder(tokenizer).encode(drawn, rng)
     step, left = rows.pack(encoded, 2, 5)
     assert left and int(step["owners"].max()) > 0

@@ -55,7 +55,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Served when no model is named, so that the first command a person types works without a download.
-DEMO_MODEL_PATH = str(Path(sglang.__file__).parent / "demo_model")
+DEMO_MODEL_PATH = str(Path(sglang.__file__).parent / "demo_vlm")
 
 
 @dataclasses.dataclass(kw_only=True)
