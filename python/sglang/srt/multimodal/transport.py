@@ -169,9 +169,8 @@ class _Reader:
         raw = self._raw(shape, dtype.itemsize, start)
         if self._is_light:
             return torch.empty(shape, dtype=dtype, device="meta")
-        flat = torch.empty(len(raw), dtype=torch.uint8)
-        flat.numpy()[:] = np.frombuffer(raw, np.uint8)
-        return flat.view(dtype).reshape(shape)
+        # numpy asks for huge pages: a large image is mostly the time of getting memory
+        return torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(dtype).reshape(shape)
 
     def _array(self, name: str, shape: list[int], start: int) -> np.ndarray:
         dtype = np.dtype(name)

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 # No format whose reader runs other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_ORIENTATION = 0x0112  # of EXIF
 _NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF"
 
 
@@ -52,12 +53,13 @@ def as_rgb(image: Image, discard_alpha_channel: bool = True) -> Image:
     """Upright and in 8-bit colours; 16-bit grey is scaled, where a plain conversion would cut it off."""
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(image) or image
-    if upright.mode.startswith("I"):
-        upright = _eight_bits(upright)
-    if upright.mode == "RGBA" and not discard_alpha_channel:
-        return upright
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied all the same
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode == "RGBA" and not discard_alpha_channel:
+        return image
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image) -> Any:
