@@ -162,8 +162,9 @@ def _grouped_kernel(
     expert = tl.load(block_experts + block).to(tl.int64)
     choice = tl.load(choices + block * BLOCK_M + tl.arange(0, BLOCK_M))
     is_real = choice < num_choices
-    # Padding reads row 0, which costs nothing; what comes of it is not stored.
-    row = (tl.where(is_real, choice, 0) // CHOICES_PER_ROW).to(tl.int64)
+    # Padding reads the row of the block's first choice again, which costs nothing; what comes of it is not stored.
+    substitute = tl.load(choices + block * BLOCK_M)
+    row = (tl.where(is_real, choice, substitute) // CHOICES_PER_ROW).to(tl.int64)
 
     column = tl.arange(0, BLOCK_K)
     # Outputs beyond the last read the last row again.
