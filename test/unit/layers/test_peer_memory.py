@@ -59,12 +59,11 @@ class Peers:
 
 
 class Group(GroupCoordinator):
-    """Rank 0 of two, without processes; the library's sum is noted and done here."""
+    """Rank 0 of two, without processes."""
 
     def __init__(self, peers: Peers | None) -> None:
         super().__init__([0, 1], 0, "tp", device_group=SimpleNamespace())
         self.peer_memory = peers
-        self.library_calls = 0
 
 
 @pytest.fixture

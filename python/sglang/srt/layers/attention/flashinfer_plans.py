@@ -8,6 +8,7 @@ K kv heads, d head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ def make_graph_buffers(size: int, pages: torch.Tensor) -> GraphBuffers:
 class _Plan:
     """Keeps a plan's memory on the host until it is copied."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, kind: AttentionKind, device: torch.device) -> None:
+        self.kind = kind
         self._device = device
         self._copied: torch.cuda.Event | None = None
 
@@ -65,7 +67,22 @@ class _Plan:
             self._copied.record()
 
 
-class PagedDecode(_Plan):
+class _PagedPlan(_Plan):
+    """A plan over keys and values in pages."""
+
+    _wrapper: Any
+
+    def run(
+        self,
+        q: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        scales: tuple[float | None, float | None],
+    ) -> torch.Tensor:
+        """q [T, H, d], paged keys and values -> [T, H, d_v]."""
+        return self._wrapper.run(q, cache, k_scale=scales[0], v_scale=scales[1])
+
+
+class PagedDecode(_PagedPlan):
     """One query per request over the cache."""
 
     def __init__(
@@ -77,8 +94,7 @@ class PagedDecode(_Plan):
     ) -> None:
         import flashinfer
 
-        super().__init__(workspace.partial.device)
-        self.kind = kind
+        super().__init__(kind, workspace.partial.device)
         self._page_size = page_size
         self._wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace.partial,
@@ -111,24 +127,14 @@ class PagedDecode(_Plan):
         )
         self._end()
 
-    def run(
-        self,
-        q: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        scales: tuple[float | None, float | None],
-    ) -> torch.Tensor:
-        """q [B, H, d], paged keys and values -> [B, H, d]."""
-        return self._wrapper.run(q, cache, k_scale=scales[0], v_scale=scales[1])
 
-
-class PagedExtend(_Plan):
+class PagedExtend(_PagedPlan):
     """New queries over the cache, in which their own keys are already."""
 
     def __init__(self, kind: AttentionKind, page_size: int, workspace: Workspace) -> None:
         import flashinfer
 
-        super().__init__(workspace.partial.device)
-        self.kind = kind
+        super().__init__(kind, workspace.partial.device)
         self._page_size = page_size
         self._wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace.partial, _LAYOUT)
 
@@ -154,15 +160,6 @@ class PagedExtend(_Plan):
         )
         self._end()
 
-    def run(
-        self,
-        q: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        scales: tuple[float | None, float | None],
-    ) -> torch.Tensor:
-        """q [T, H, d], paged keys and values -> [T, H, d_v]."""
-        return self._wrapper.run(q, cache, k_scale=scales[0], v_scale=scales[1])
-
 
 class WholePrompts(_Plan):
     """New queries over their own keys and values, which are all that there are."""
@@ -170,8 +167,7 @@ class WholePrompts(_Plan):
     def __init__(self, kind: AttentionKind, workspace: Workspace) -> None:
         import flashinfer
 
-        super().__init__(workspace.partial.device)
-        self.kind = kind
+        super().__init__(kind, workspace.partial.device)
         self._wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace.partial, _LAYOUT)
 
     def plan(self, requests: PagedRequests) -> None:
@@ -210,8 +206,7 @@ class LatentAttention(_Plan):
     ) -> None:
         from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
-        super().__init__(workspace.partial.device)
-        self.kind = kind
+        super().__init__(kind, workspace.partial.device)
         self._page_size = page_size
         self._wrapper = BatchMLAPagedAttentionWrapper(
             workspace.partial,

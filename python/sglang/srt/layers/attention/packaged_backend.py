@@ -213,35 +213,12 @@ class PackagedAttnBackend(AttentionBackend, Generic[Step]):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, kwargs)
-
-    def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, kwargs)
-
-    def _forward(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: RadixAttention,
-        batch: ForwardBatch,
-        save: bool,
-        kwargs: dict[str, Any],
-    ) -> torch.Tensor:
+        """Of either phase: what differs is in the step's plan."""
         step = self.forward_metadata
         assert step is not None, "init_forward_metadata was not called"
-        reason = why_not_plain(layer, batch, kwargs, step.custom_mask is not None)
+        reason = why_not_plain(layer, forward_batch, kwargs, step.custom_mask is not None)
         if reason is None:
-            cache = paged_buffers(layer, batch, self.page_size)
+            cache = paged_buffers(layer, forward_batch, self.page_size)
             kind = kind_of(layer, q.dtype, cache)
             is_prompts = k is not None and not step.is_decode and not step.has_prefix
             is_prompts = is_prompts and not kind.is_latent
@@ -249,10 +226,12 @@ class PackagedAttnBackend(AttentionBackend, Generic[Step]):
             reason = self.why_no_kernel(kind, sinks is not None, is_prompts)
         if reason is not None:
             other = self._declined.backend_for(reason, step)
-            return other.forward(q, k, v, layer, batch, save, **kwargs)
+            return other.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         q, k = join_rope(q, k, layer, kwargs)
-        if save:
-            save_new(k, v, layer, batch)
+        if save_kv_cache:
+            save_new(k, v, layer, forward_batch)
         if is_prompts and k is not None and v is not None:
             return self.attend_prompts(step, kind, q, k, v, sinks).flatten(1)
         return self.attend_cache(step, kind, q, cache, layer, sinks).flatten(1)
+
+    forward_extend = forward_decode
