@@ -5,19 +5,16 @@ The stand-ins read by what the backends plan; what must not be read is not a num
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from triton_interpreter import ROOT, output_of, run_script
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "test" / "gpu"), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT / "test" / "gpu"))
 
 import fake_attention_packages as fakes  # noqa: E402
 from attention_cases import Case, World, errors, is_within, make_backend  # noqa: E402
@@ -396,20 +393,7 @@ def test_page_index_of_a_window():
 
 @pytest.mark.skipif(not page_index.has_triton(), reason="the package triton is not installed")
 def test_gather_kernel_in_the_interpreter():
-    """In a process of its own: how Triton runs is decided when it is first imported."""
-    path = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
-    script = Path(__file__).with_name("page_gather_case.py")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "equal"
+    assert output_of(run_script("page_gather_case.py")).strip() == "equal"
 
 
 # --- choice

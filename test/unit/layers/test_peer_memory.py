@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_interpreter import output_of, run_cases
 
 from sglang.srt.distributed import GroupCoordinator
 from sglang.srt.distributed.device_communicators import peer_memory
 from sglang.srt.layers import layernorm
 from sglang.srt.layers.layernorm import RMSNorm
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
 )
 def test_sums_in_the_interpreter():
-    """In a process of its own: how Triton runs is decided when it is first imported."""
-    path = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
-    cases = Path(__file__).with_name("peer_memory_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    output = output_of(run_cases("peer_memory_cases.py"))
+    assert " passed" in output and "skipped" not in output
 
 
 class Peers:

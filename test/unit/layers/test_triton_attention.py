@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from triton_interpreter import ROOT, output_of, run_cases
 
 from sglang.srt.layers.attention import registry
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.attention.triton_ops import plan
 from sglang.srt.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[3]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 RUNNER = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
 def test_kernels_in_the_interpreter():
-    """In a process of its own: how Triton runs is decided when it is first imported."""
-    path = [str(ROOT / "python"), str(ROOT / "test" / "gpu"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
-    cases = Path(__file__).with_name("triton_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_cases("triton_cases.py", ROOT / "test" / "gpu")
     if "the interpreter cannot run loops" in done.stdout:
         pytest.skip("this Triton's interpreter and this numpy do not fit together")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    output = output_of(done)
+    assert " passed" in output and "skipped" not in output
 
 
 def test_refused_without_triton(monkeypatch):

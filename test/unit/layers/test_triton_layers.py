@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_interpreter import output_of, run_cases
 
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.norm_rope import norm_rope_and_store
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.skipif(
@@ -24,14 +19,8 @@ ROOT = Path(__file__).resolve().parents[3]
 )
 @pytest.mark.parametrize("name", ["triton_layer_cases.py", "triton_graph_cases.py"])
 def test_kernels_in_the_interpreter(name):
-    """In a process of its own: how Triton runs is decided when it is first imported."""
-    path = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
-    cases = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    output = output_of(run_cases(name))
+    assert " passed" in output and "skipped" not in output
 
 
 def test_kernels_are_for_tensors_on_a_gpu():

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import output_of, run_cases
 
 from sglang.srt.layers.moe import fused_experts, tiles
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
@@ -21,23 +18,15 @@ from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from sglang.srt.model_executor.cuda_graph_runner import why_not_captured
 
-ROOT = Path(__file__).resolve().parents[3]
 has_triton = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not has_triton, reason="the package triton is not installed")
 
 
 @needs_triton
 def test_kernels_in_the_interpreter() -> None:
-    """In a process of its own: how Triton runs is decided when it is first imported."""
-    path = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
     # Memory that nobody wrote holds huge numbers: a kernel must not touch them.
-    env["MALLOC_PERTURB_"] = "128"
-    cases = Path(__file__).with_name("triton_moe_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    output = output_of(run_cases("triton_moe_cases.py", MALLOC_PERTURB_="128"))
+    assert " passed" in output and "skipped" not in output
 
 
 # --- when
