@@ -74,7 +74,7 @@ def main() -> None:
                 for weight in weights:
                     few_rows._one_row_kernel[(-(-num_out // rows),)](  # noqa: B023
                         x, weight, x, out, num_out, width, WIDTH=width, ROWS=rows, PIECE=piece,  # noqa: B023
-                        BIAS=False, num_warps=warps,
+                        AHEAD=0, BIAS=False, PDL=False, num_warps=warps,
                     )  # fmt: skip
 
             found_tiles.append((graph_time(tile_call, count), rows, piece, warps))

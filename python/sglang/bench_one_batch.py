@@ -72,10 +72,11 @@ class Bench:
         self.vocab_size = model_config.vocab_size
         self.tokenizer = load_tokenizer(server_args, resolved)
 
-    def batch(self, batch_size: int, max_len: int) -> StaticBatch:
+    def batch(self, batch_size: int, max_len: int, **options: Any) -> StaticBatch:
+        """`options` are those of StaticBatch."""
         from sglang.srt.model_executor.static_batch import StaticBatch
 
-        return StaticBatch(self.worker, batch_size, max_len, self.page_size)
+        return StaticBatch(self.worker, batch_size, max_len, self.page_size, **options)
 
     def fits(self, batch_size: int, max_len: int) -> bool:
         pages = -(-max_len // self.page_size)

@@ -17,6 +17,9 @@ import multiprocessing
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
@@ -53,16 +56,15 @@ def main() -> int:
         jobs += [("captured", i, backend) for i in range(len(CAPTURED))]
     jobs = [job for job in jobs if options.only in _job_name(job)]
     num_failed = 0
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(options.jobs, len(jobs) or 1)) as pool:
-        print(f"\n{'backend':10} {'case':44} {'rel. norm':>10} {'max':>10}")
-        for line, is_right in pool.imap(_run_job, jobs):
-            num_failed += not is_right
-            print(line, flush=True)
-        print(f"\n{len(jobs)} cases, {num_failed} failed, {time.perf_counter() - started:.0f} s")
-        timed = [case for case in TIMED if options.only in case.name]
-        for backend in backends if options.timing and timed else ():
-            print(f"\n{backend}")
+    print(f"\n{'backend':10} {'case':44} {'rel. norm':>10} {'max':>10}")
+    for line, is_right in _run_jobs(jobs, options.jobs):
+        num_failed += not is_right
+        print(line, flush=True)
+    print(f"\n{len(jobs)} cases, {num_failed} failed, {time.perf_counter() - started:.0f} s")
+    timed = [case for case in TIMED if options.only in case.name]
+    for backend in backends if options.timing and timed else ():
+        print(f"\n{backend}")
+        with _make_pool(options.jobs) as pool:
             _print_timings(timed, backend, options.sweep and backend == "triton", pool)
     print(f"{time.perf_counter() - started:.0f} s in all; {'FAILED' if num_failed else 'passed'}")
     return 1 if num_failed else 0
@@ -93,6 +95,27 @@ def _find_backends(wanted: list[str]) -> list[str]:
 
 
 # --- correctness, in worker processes
+
+
+def _make_pool(num_jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"))
+
+
+def _run_jobs(jobs: list[Job], num_jobs: int) -> Iterator[tuple[str, bool]]:
+    """What `_run_job` says of each. A kernel that ends its process takes the jobs beside it along: they run again, one to a process."""
+    unfinished = []
+    with _make_pool(num_jobs) as pool:
+        for job, future in [(job, pool.submit(_run_job, job)) for job in jobs]:
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                unfinished.append(job)
+    for job in unfinished:
+        with _make_pool(1) as pool:
+            try:
+                yield pool.submit(_run_job, job).result()
+            except BrokenProcessPool:
+                yield f"{job[2]:10} {_job_name(job):44} FAILED, and ended its process", False
 
 
 def _job_name(job: Job) -> str:
@@ -133,10 +156,12 @@ def _run_job(job: Job) -> tuple[str, bool]:
 # --- timing
 
 
-def _print_timings(cases: list[Case], backend: str, with_sweep: bool, pool) -> None:
+def _print_timings(
+    cases: list[Case], backend: str, with_sweep: bool, pool: ProcessPoolExecutor
+) -> None:
     configs = [(case, config) for case in cases for config in _configs(case, with_sweep)]
     jobs = [(case, config, backend) for case, config in configs]
-    for line in pool.imap_unordered(_compile_timed, jobs):
+    for line in pool.map(_compile_timed, jobs):
         if line:
             print(line)
     bandwidth, flops = _measure_bandwidth(), _measure_flops()

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from table import Answer, report_answers
 
 SHAPE = dict(
     vocab_size=4096,
@@ -52,8 +53,8 @@ def prompts() -> list[list[int]]:
     ]
 
 
-def run(folder: str, **kwargs) -> tuple[list[list[int]], list[list[float]], float]:
-    """(ids, logprobs of the chosen ids, seconds) of greedy decoding."""
+def run(folder: str, **kwargs) -> tuple[list[Answer], float]:
+    """Answers of greedy decoding, and the seconds."""
     import sglang as sgl
 
     engine = sgl.Engine(
@@ -71,9 +72,11 @@ def run(folder: str, **kwargs) -> tuple[list[list[int]], list[list[float]], floa
         seconds = time.perf_counter() - started
     finally:
         engine.shutdown()
-    ids = [item["output_ids"] for item in outputs]
-    logprobs = [[e[0] for e in item["meta_info"]["output_token_logprobs"]] for item in outputs]
-    return ids, logprobs, seconds
+    answers = [
+        (item["output_ids"], [e[0] for e in item["meta_info"]["output_token_logprobs"]])
+        for item in outputs
+    ]
+    return answers, seconds
 
 
 def check_no_sync(folder: str, backend: str, disable_cuda_graph: bool) -> str:
@@ -97,30 +100,52 @@ def check_no_sync(folder: str, backend: str, disable_cuda_graph: bool) -> str:
         raise RuntimeError(
             "graphs are captured" if disable_cuda_graph else "no graphs are captured"
         )
-    batch = bench.batch(8, 256)
+    for name, (spec, asked) in samplings().items():
+        try:
+            _launch_without_sync(bench.batch(8, 256, sampling=spec, asked=asked))
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: {error}") from error
+    del bench
+    gc.collect()
+    return (
+        f"no synchronisation in launched prompts and decode steps with {', '.join(samplings())}; "
+        f"graphs {'off' if graphs is None else 'on'}"
+    )
+
+
+def samplings() -> dict[str, tuple]:
+    """(settings, what is asked for) of the requests that must be launched without waiting."""
+    from sglang.srt.managers.step_plan import SamplingSpec
+
+    penalties = SamplingSpec(frequency_penalty=0.5, presence_penalty=0.2, repetition_penalty=1.2)
+    logprobs = dict(return_logprob=True, top_logprobs=3, token_ids_logprob=[5, 9])
+    return {
+        "greedy rows": (SamplingSpec(top_k=1), {}),
+        "logprobs": (SamplingSpec(top_k=1), logprobs),
+        "drawn rows": (SamplingSpec(temperature=0.7), {}),
+        "top-k and top-p": (SamplingSpec(top_k=20, top_p=0.9), logprobs),
+        "top-p": (SamplingSpec(top_p=0.9), {}),
+        "min-p": (SamplingSpec(min_p=0.1), {}),
+        "seeds": (SamplingSpec(temperature=0.7, seed=3), logprobs),
+        "penalties": (penalties, {}),
+        "bias": (SamplingSpec(top_k=1, logit_bias={5: 1.0, 6: -2.0}), {}),
+        "forbidden ids": (SamplingSpec(top_k=1, min_new_tokens=999, stop_ids=[2, 7]), {}),
+    }
+
+
+def _launch_without_sync(batch) -> None:
+    """Everything once, for what is compiled and allocated at its first use; then launched, then read."""
     batch.extend([[5 + i] * 16 for i in range(8)]).result()
     for _ in range(3):
         batch.decode().result()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = [batch.decode() for _ in range(4)]
+        steps = [batch.extend([[7 + i] * 16 for i in range(8)])]
+        steps += [batch.decode() for _ in range(4)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for step in steps:
         step.result()
-    del bench, batch
-    gc.collect()
-    return (
-        f"no synchronisation in 4 launched decode steps, graphs {'off' if graphs is None else 'on'}"
-    )
-
-
-def _until_they_differ(ours, want, ids, want_ids):
-    """Logprobs of the tokens that both chose after the same text."""
-    count = next(
-        (i for i, (a, b) in enumerate(zip(ids, want_ids, strict=True)) if a != b), len(ids)
-    )
-    return ours[: max(count, 1)], want[: max(count, 1)]
 
 
 def main() -> int:
@@ -133,7 +158,7 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder))
-        want_ids, want_logprobs, _ = run(folder, device="cpu", dtype="float32")
+        want, _ = run(folder, device="cpu", dtype="float32")
         for backend in args.backends:
             for name, kwargs in {
                 "float32": dict(dtype="float32"),
@@ -151,22 +176,17 @@ def main() -> int:
             }.items():
                 if backend == "torch_native" and "graphs" in name:
                     continue  # it has none
-                ids, logprobs, seconds = run(
-                    folder, device="cuda", attention_backend=backend, **kwargs
-                )
-                same = sum(a == b for a, b in zip(ids, want_ids, strict=True))
-                worst = max(
-                    abs(x - y)
-                    for ours, want, a, b in zip(logprobs, want_logprobs, ids, want_ids, strict=True)
-                    for x, y in zip(*_until_they_differ(ours, want, a, b), strict=True)
-                )
+                found, seconds = run(folder, device="cuda", attention_backend=backend, **kwargs)
                 exact = "float32" in name
-                good = (same == len(ids) and worst < 2e-3) if exact else worst < 0.2
-                failed |= not good
-                print(
-                    f"{backend:13} {name:32} {'ok  ' if good else 'FAIL'} equal texts {same}/{len(ids)}, "
-                    f"logprob error {worst:.2e}, {seconds:.2f} s",
-                    flush=True,
+                failed |= bool(
+                    report_answers(
+                        f"{backend:13} {name}",
+                        want,
+                        found,
+                        2e-3 if exact else 0.2,
+                        must_be_equal=exact,
+                        more=f", {seconds:.2f} s",
+                    )
                 )
             for without in (False, True) if backend == "triton" else (True,):
                 try:

@@ -33,7 +33,7 @@ LARGE = dict(
     num_attention_heads=32,
     num_key_value_heads=8,
     head_dim=128,
-    max_position_embeddings=16384,
+    max_position_embeddings=65536,
 )
 SMALL = dict(
     vocab_size=1024,
@@ -183,40 +183,59 @@ def case_no_room_for_the_pool(work: Path) -> str:
 
 
 def case_out_of_memory_at_capture(work: Path) -> str:
-    with full_gpu(8 * GIB):
-        text = refusal(
-            write_config(work / "m", LARGE),
-            load_format="dummy",
-            mem_fraction_static=fraction_that_leaves(96 * MIB),
-            max_running_requests=256,
-            cuda_graph_max_bs=256,
-        )
-        return check(text, "out of memory while", "--mem-fraction-static", "free now")
+    """With the least that is left over for graphs at which the pool itself still fits."""
+    folder = write_config(work / "m", LARGE)
+    text = ""
+    for left in (96 * MIB, 192 * MIB, 384 * MIB, 768 * MIB):
+        with full_gpu(8 * GIB):
+            text = refusal(
+                folder,
+                load_format="dummy",
+                mem_fraction_static=fraction_that_leaves(left),
+                max_running_requests=256,
+                cuda_graph_max_bs=256,
+            )
+        if "while capturing" in text:
+            break
+    return check(text, "out of memory while capturing", "--mem-fraction-static", "free now")
 
 
 def case_out_of_memory_in_a_step(work: Path, **kwargs: Any) -> str:
-    with (
-        full_gpu(8 * GIB),
-        engine(
-            write_config(work / "m", LARGE),
-            load_format="dummy",
-            mem_fraction_static=fraction_that_leaves(400 * MIB),
-            max_running_requests=16,
-            chunked_prefill_size=16384,
-            max_prefill_tokens=16384,
-            **kwargs,
-        ) as made,
-    ):
-        short, long = [5, 6, 7, 8], [11] * 12000
-        want = made.generate(input_ids=short, sampling_params=GREEDY)["output_ids"]
-        for _ in range(3):
-            text = check(failure(made, long), "503", "--chunked-prefill-size", "tried to allocate")
-            answer = made.generate(input_ids=short, sampling_params=GREEDY)
-            if answer["output_ids"] != want:
-                raise Unmet("a request after the failure is answered otherwise")
-        if not made.flush_cache().success:
-            raise Unmet("slots are still held")
-        return text
+    """With the least that is left over at which the engine starts: what graphs take differs between cards."""
+    folder, said = write_config(work / "m", LARGE), ""
+    for left in (400 * MIB, 600 * MIB, 900 * MIB, 1350 * MIB, 2000 * MIB):
+        try:
+            with (
+                full_gpu(8 * GIB),
+                engine(
+                    folder,
+                    load_format="dummy",
+                    mem_fraction_static=fraction_that_leaves(left),
+                    max_running_requests=16,
+                    chunked_prefill_size=32768,
+                    max_prefill_tokens=32768,
+                    **kwargs,
+                ) as made,
+            ):
+                return fail_in_a_step(made)
+        except RuntimeError as error:
+            said = check(str(error), "could not start", "out of memory while")
+    raise Unmet(f"the engine never started: {said}")
+
+
+def fail_in_a_step(made: Any) -> str:
+    """A long prompt fails alone, again and again, and leaves nothing behind."""
+    short, long = [5, 6, 7, 8], [11] * 30000
+    want = made.generate(input_ids=short, sampling_params=GREEDY)["output_ids"]
+    text = ""
+    for _ in range(3):
+        text = check(failure(made, long), "503", "--chunked-prefill-size", "tried to allocate")
+        answer = made.generate(input_ids=short, sampling_params=GREEDY)
+        if answer["output_ids"] != want:
+            raise Unmet("a request after the failure is answered otherwise")
+    if not made.flush_cache().success:
+        raise Unmet("slots are still held")
+    return text
 
 
 # --- NaN and a lost device

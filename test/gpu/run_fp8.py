@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 import torch
 from run_engine import make_checkpoint, prompts
+from table import report, short
 
 from sglang.srt.layers.quantization import fp8_math
 from sglang.srt.layers.quantization.block_scales import scale_blocks
@@ -142,16 +143,6 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.double()).abs().max() / want.double().abs().max())
 
 
-def report(name: str, error: float, bound: float) -> int:
-    is_right = error <= bound
-    print(f"{name:44} {error:10.2e}  {'ok' if is_right else 'FAILED'}", flush=True)
-    return int(not is_right)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 # --- timing
 
 
@@ -236,7 +227,11 @@ CASES: list[tuple[str, dict[str, str], dict[str, object], float]] = [
 
 
 def check_engines(device: str) -> int:
-    """Greedy tokens of an engine, decoded, beside what the engine on the CPU says in float32 to the same text in one prefill."""
+    """Greedy tokens of an engine, decoded, beside what the engine on the CPU says in float32 to the same text in one prefill.
+
+    A sum that differs in its last bits rounds to another code now and then, which grows from layer to layer; what must hold is
+    that this stays below what the codes themselves cost, and that an engine loses no more by them than the CPU's does.
+    """
     failed = 0
     print("\nengine: mean difference of logprobs")
     with tempfile.TemporaryDirectory() as folder:
@@ -245,8 +240,17 @@ def check_engines(device: str) -> int:
             flags = {"device": device, "dtype": "float32", **both, **own}
             texts, got = decode(folder, **flags)
             want = read(folder, texts, **both)
-            failed += report(name, float((got - want).abs().mean()), bound)
+            if both:
+                plain = read(folder, texts)
+                cost = _distance(want, plain)
+                failed += report(f"{name}: from no codes", _distance(got, plain), 1.3 * cost)
+                bound = max(bound, cost)
+            failed += report(name, _distance(got, want), bound)
     return failed
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().mean())
 
 
 def decode(folder: str, **flags: object) -> tuple[list[list[int]], torch.Tensor]:

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 import torch
 from run_engine import SHAPE, check_no_sync
-from run_fp8 import decode, read, report
+from run_fp8 import decode, read
+from table import report, short
 
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
 from sglang.srt.layers.moe.experts import run_plain
@@ -94,7 +95,7 @@ def check_products() -> int:
                 got = run_fused(x, first, second, weights, ids, config).double()
                 want = run_plain(x.float(), *wide, weights, ids, config).double()
                 error = float((got - want).abs().max() / want.abs().max())
-                name = f"{shape} {num_tokens} {str(dtype).removeprefix('torch.')}"
+                name = f"{shape} {num_tokens} {short(dtype)}"
                 failed += report(name, error, bound)
             del first, second, wide
             torch.cuda.empty_cache()

@@ -220,6 +220,9 @@ class Envs:
         False, "do not check the kernel package's version"
     )
     SGLANG_ENABLE_DETERMINISTIC_INFERENCE = EnvBool(False, "set by the flag of the same name")
+    SGLANG_ENABLE_DEPENDENT_LAUNCH = EnvBool(
+        True, "on Hopper GPUs and newer, kernels begin while the one before still runs"
+    )
     SGLANG_CPU_OMP_THREADS_BIND = EnvOptionalStr(None, "cores per rank on CPU, ranks split by |")
     SGLANG_FP8_WEIGHT_SCALES = EnvStr(
         "channel", "scales of weights that --quantization fp8 rounds: channel or tensor"

@@ -49,7 +49,8 @@ class HFMediaModel:
         self._processor = _load_processor(model_path, options)
         self._image_processor = None
         if self._processor is None:
-            from transformers import AutoImageProcessor
+            # By its module: 5.17 hides the name of the package where torchvision is missing.
+            from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
             self._image_processor = AutoImageProcessor.from_pretrained(model_path, **options)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -12,29 +10,45 @@ from sglang.srt.layers.norm_rope import norm_rope_and_store
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.models.utils import apply_qk_norm
 
 HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 32, 5
 SIZES = [HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM]
 
 
+TEXT = torch.tensor([3, 4, 5, 0, 40])
+# Time, height and width of a picture's tokens between text.
+AXES = torch.tensor([[3, 4, 4, 4, 40], [3, 4, 5, 4, 40], [3, 4, 4, 21, 40]])
+TURNED = {"mrope_section": [6, 5, 5]}
+ROPES = {
+    "one position": (TEXT, None),
+    "three positions": (AXES, TURNED),
+    "three positions, interleaved": (AXES, TURNED | {"mrope_interleaved": True}),
+    "three positions, text": (TEXT, TURNED),
+}
+
+
 class _Layer:
     """One layer's parts with random norms; `qkv` is what its projection gave."""
 
-    def __init__(self, dtype: torch.dtype, with_norm: bool) -> None:
+    def __init__(self, dtype: torch.dtype, with_norm: bool, rope: str = "one position") -> None:
         torch.manual_seed(0)
         self.attn = RadixAttention(HEADS, DIM, DIM**-0.5, KV_HEADS, layer_id=0)
-        self.rope = get_rope(DIM, DIM, 64, 10000.0)
+        self.positions, scaling = ROPES[rope]
+        self.rope = get_rope(DIM, DIM, 64, 10000.0, rope_scaling=scaling)
         self.norms = (None, None)
         if with_norm:
             self.norms = tuple(RMSNorm(DIM).to(dtype) for _ in range(2))
             for norm in self.norms:
                 norm.weight.data.normal_(1.0, 0.3)
         self.qkv = torch.randn(TOKENS, sum(SIZES)).to(dtype)
-        self.positions = torch.tensor([3, 4, 5, 0, 40])
         self.pool = MHATokenToKVPool(16, 1, dtype, KV_HEADS, DIM, 1, "cpu")
-        self.batch = SimpleNamespace(
-            token_to_kv_pool=self.pool, out_cache_loc=torch.tensor([2, 9, 4, 11, 1])
+        self.batch = ForwardBatch(
+            ForwardMode.EXTEND,
+            token_to_kv_pool=self.pool,
+            out_cache_loc=torch.tensor([2, 9, 4, 11, 1]),
         )
 
     def run(self, q, k, v) -> bool:
@@ -44,12 +58,13 @@ class _Layer:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_norm", [False, True])
-def test_equals_the_separate_layers(dtype, with_norm):
-    layer = _Layer(dtype, with_norm)
+@pytest.mark.parametrize("rope", ROPES)
+def test_equals_the_separate_layers(dtype, with_norm, rope):
+    layer = _Layer(dtype, with_norm, rope)
     q, k, v = layer.qkv.float().split(SIZES, dim=-1)
     if with_norm:
         q, k = apply_qk_norm(q, k, *(norm.float() for norm in layer.norms), DIM)
-        layer = _Layer(dtype, with_norm)
+        layer = _Layer(dtype, with_norm, rope)
     q, k = layer.rope(layer.positions, q, k)
     got_q, got_k, got_v = layer.qkv.clone().split(SIZES, dim=-1)
     assert layer.run(got_q, got_k, got_v)
@@ -59,6 +74,36 @@ def test_equals_the_separate_layers(dtype, with_norm):
     slots = layer.batch.out_cache_loc
     assert torch.equal(layer.pool.get_key_buffer(0)[slots].flatten(1), got_k)
     assert torch.equal(layer.pool.get_value_buffer(0)[slots].flatten(1), v.to(dtype))
+
+
+def test_layers_share_the_rows_of_a_step():
+    """Other positions, and another forward of the same batch, have rows of their own."""
+    layer = _Layer(torch.bfloat16, False, "three positions")
+    table, rows = layer.rope.table_of(AXES, layer.batch)
+    assert table.is_contiguous() and rows.tolist() == list(range(TOKENS))
+    again, _ = layer.rope.table_of(AXES, layer.batch)
+    assert again is table
+    other, _ = layer.rope.table_of(AXES + 1, layer.batch)
+    assert not torch.equal(other, table)
+    layer.batch.rope_tables.clear()
+    assert layer.rope.table_of(AXES, layer.batch)[0] is not table
+
+
+def test_a_model_runs_with_rows_of_its_own():
+    """What a graph captures begins without the rows of the run before it."""
+    seen = []
+
+    class Model:
+        def forward(self, ids, positions, batch):
+            seen.append(dict(batch.rope_tables))
+            batch.rope_tables["rotary module"] = (positions,)
+
+    runner = ModelRunner.__new__(ModelRunner)
+    runner.model, runner._wants_pp_proxy = Model(), False
+    batch = ForwardBatch(ForwardMode.DECODE, positions=TEXT)
+    runner._run_model(batch)
+    runner._run_model(batch)
+    assert seen == [{}, {}]
 
 
 def test_float32_and_separate_tensors_go_layer_by_layer():

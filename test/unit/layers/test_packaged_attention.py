@@ -30,6 +30,7 @@ from sglang.srt.layers.attention.registry import (  # noqa: E402
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E402
+from sglang.srt.model_executor.model_runner import ModelRunner  # noqa: E402
 from sglang.srt.utils.errors import ConfigError  # noqa: E402
 
 ENCODER = {"attn_type": AttentionType.ENCODER_ONLY}
@@ -425,7 +426,7 @@ def test_a_pair_of_names_makes_a_backend_of_both():
 
 
 @pytest.mark.parametrize(
-    "name, package", [("flashinfer", "flashinfer-python"), ("fa3", "sgl-kernel")]
+    "name, package", [("flashinfer", "flashinfer-python"), ("fa3", "sglang-kernel")]
 )
 def test_refused_without_the_package(name, package, monkeypatch):
     runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
@@ -467,6 +468,36 @@ def test_made_for_a_runner(name, monkeypatch):
     backend = create_attention_backend(name, runner)
     check(world.run(backend), world)
     assert num_runs() == 1 and backend.declined == frozenset()
+
+
+@pytest.mark.parametrize(
+    "name, taken",
+    [
+        ("triton", 0),
+        ("torch_native", 0),
+        ("fa3", 4 * 64 * 100),
+        ("flashinfer", 288 * 2**20 + 4 * 64 * 100),
+        ("flashinfer+triton", 288 * 2**20 + 4 * 64 * 100),
+        ("fa3+flashinfer", 288 * 2**20 + 2 * 4 * 64 * 100),
+    ],
+)
+def test_the_cache_leaves_room_for_the_backend(name, taken, monkeypatch):
+    """100 pages of 16 tokens for each of 64 requests, an int32 each."""
+    monkeypatch.setattr(flashinfer_backend, "WORKSPACE_BYTES", 256 * 2**20)
+    monkeypatch.setattr(flashinfer_backend, "PLAN_BYTES", 8 * 2**20)
+    runner = ModelRunner.__new__(ModelRunner)
+    runner.platform = SimpleNamespace(
+        is_cpu=False, free_memory=lambda: 60 * 2**30, total_memory=lambda: 80 * 2**30
+    )
+    runner.model_config = SimpleNamespace(row_width=1600)
+    runner.config = SimpleNamespace(
+        attention_backend=name,
+        page_size=16,
+        graph_batch_sizes=(1, 64, 256),
+        max_running_requests=50,
+        mem_fraction_static=0.75,
+    )
+    assert runner._memory_for_kv() == 40 * 2**30 - taken
 
 
 def test_flashinfer_can_be_hidden(monkeypatch):

@@ -21,6 +21,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardBatch,
     ForwardMode,
 )
+from sglang.srt.platforms import CpuPlatform
 
 VOCAB, WIDTH = 70, 8
 
@@ -153,14 +154,18 @@ def test_input_logprobs(monkeypatch, block):
     torch.testing.assert_close(out.next_token_logits, (hidden @ table.T)[[3, 5, 8]])
     torch.testing.assert_close(out.input_token_logprobs, reference[rows, targets])
     top = reference.topk(2, dim=-1)
-    assert out.input_top_logprobs_idx == [top.indices[[1, 2, 3]].tolist(), [], [[], [], []]]
+    first, last = (rows := out.prompt_logprobs.download(CpuPlatform())()).values()
+    assert list(rows) == [0, 2], "the second request wants no row"
+    assert first.chosen + last.chosen == out.input_token_logprobs.tolist()
+    assert [ids for _, ids in first.top] == top.indices[[1, 2, 3]].tolist()
     torch.testing.assert_close(
-        torch.tensor(out.input_top_logprobs_val[0]), top.values[[1, 2, 3]], rtol=1e-5, atol=1e-5
+        torch.tensor([values for values, _ in first.top]),
+        top.values[[1, 2, 3]],
+        rtol=1e-5,
+        atol=1e-5,
     )
-    assert out.input_token_ids_logprobs_idx == [[[], [], []], [], [[3, 69]] * 3]
-    torch.testing.assert_close(
-        torch.tensor(out.input_token_ids_logprobs_val[2]), reference[6:9][:, [3, 69]]
-    )
+    assert first.given == [] and last.top == []
+    torch.testing.assert_close(torch.tensor(last.given), reference[6:9][:, [3, 69]])
 
 
 def test_logprobs_of_outputs_only_compute_no_input_rows():
@@ -174,7 +179,7 @@ def test_logprobs_of_outputs_only_compute_no_input_rows():
     )
     out = LogitsProcessor(_config())(None, torch.randn(6, WIDTH), head, batch)
     assert out.input_token_logprobs.shape == (0,)
-    assert out.input_top_logprobs_val == [[], []]
+    assert out.prompt_logprobs.download(CpuPlatform())() == {}
 
 
 def test_hidden_state_capture():

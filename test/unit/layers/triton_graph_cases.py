@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.rotary_embedding.factory import get_rope
+from sglang.srt.model_executor import cuda_graph_runner, prefill_graph_runner
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, GraphConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.prefill_graph_runner import PrefillGraphRunner
@@ -170,3 +172,51 @@ def test_short_prefills(has_mrope, without_a_gpu):
     torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
     batch.mrope_positions = None if has_mrope else torch.zeros(3, 9, dtype=torch.int64)
     assert not runner.can_replay(batch)
+
+
+def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu):
+    events, steps = [], Steps(has_mrope=False)
+
+    class Rehearsal:
+        @contextlib.contextmanager
+        def pretend(self):
+            events.append("begin")
+            yield
+            events.append("end")
+
+        def __len__(self):
+            return 3
+
+        def compile(self, device):
+            assert device == torch.device("cpu")
+            events.append("compile")
+            return 0.5
+
+    def forward(batch):
+        events.append(len(batch.input_ids))
+        return steps.forward(batch)
+
+    def create_prefill(runner):
+        return PrefillGraphRunner(forward, Backend(), {}, torch.device("cpu"))
+
+    without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
+    without_a_gpu.setattr(cuda_graph_runner, "KernelRehearsal", Rehearsal)
+    without_a_gpu.setattr(CudaGraphRunner, "_create_prefill_runner", create_prefill)
+    platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
+    config = GraphConfig((1, 2, 4), rehearse=True)
+    runner = CudaGraphRunner(config, forward, Backend(), {}, platform)
+    counts = prefill_graph_runner.TOKEN_COUNTS
+    assert events[:8] == ["begin", 1, 2, 4, counts[0], counts[-1], "end", "compile"]
+    assert events[8:] == [4] * 3 + [2] * 2 + [1] * 2 + [n for n in reversed(counts) for _ in (0, 1)]
+    batch = decode(3)
+    got = runner.replay(batch).next_token_logits
+    torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
+
+
+def test_steps_with_experts_are_not_rehearsed():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert cuda_graph_runner.may_rehearse(model)
+    experts = FusedMoE.__new__(FusedMoE)
+    torch.nn.Module.__init__(experts)
+    model.append(experts)
+    assert not cuda_graph_runner.may_rehearse(model)

@@ -14,16 +14,19 @@ import torch
 
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.attention.vision import _attend_by_sequence
+from sglang.srt.layers.few_rows_tiles import Tile, rule
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.layers.triton_ops import choose, graph_inputs
 from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
 from sglang.srt.layers.triton_ops.few_rows import one_row_linear
+from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
 from sglang.srt.layers.triton_ops.gated import gated_activation
 from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
 from sglang.srt.layers.triton_ops.norm import rms_norm
 from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
 from sglang.srt.layers.triton_ops.vision_attention import attend_within
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -51,7 +54,14 @@ def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def native_norm(cls, width, **kwargs):
     norm = cls(width, **kwargs)
     norm.weight.data.copy_(torch.randn(width))
+    settle()
     return norm
+
+
+def settle() -> None:
+    """Kernels take parameters for written long ago (`dependent_launch`)."""
+    if not IS_INTERPRETED:
+        torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,6 +70,7 @@ def native_norm(cls, width, **kwargs):
 def test_rms_norm(dtype, width, has_residual):
     norm = native_norm(RMSNorm, width, eps=1e-5)
     norm.weight.data = norm.weight.to(dtype)
+    settle()
     x = (torch.randn(5, width) * 3).to(dtype)
     residual = torch.randn(5, width).to(dtype) if has_residual else None
     got, total = rms_norm(x, norm.weight, 1e-5, residual)
@@ -77,6 +88,7 @@ def test_rms_norm_options(dtype):
     x = torch.randn(3, 4, 64).to(dtype)
     rounding = native_norm(RMSNorm, 64, cast_x_before_out_mul=True)
     rounding.weight.data = rounding.weight.to(dtype)
+    settle()
     weight = rounding.weight
     check(
         rms_norm(x, weight, 1e-6, round_before_weight=True)[0], rounding.forward_native(x).to(dtype)
@@ -145,6 +157,28 @@ def test_norm_rope_store(dtype, has_norm, heads):
     assert not pools[0][unused].any() and not pools[1][unused].any()
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_norm_rope_store_by_three_positions(interleaved):
+    """The rows that a step's layers share stand in the place of the table."""
+    num_q, num_kv, dim, num_tokens = 4, 2, 32, 5
+    scaling = {"mrope_section": [6, 5, 5], "mrope_interleaved": interleaved}
+    rope = get_rope(dim, dim, 64, 10000.0, rope_scaling=scaling)
+    positions = torch.tensor([[3, 4, 4, 4, 40], [3, 4, 5, 4, 40], [3, 4, 4, 21, 40]])
+    qkv = torch.randn(num_tokens, (num_q + 2 * num_kv) * dim).half()
+    parts = qkv.clone().split([num_q * dim, num_kv * dim, num_kv * dim], dim=-1)
+    pools = [torch.zeros(8, num_kv, dim).half() for _ in range(2)]
+    slots = torch.tensor([3, 0, 7, 5, 1])
+    batch = ForwardBatch(ForwardMode.EXTEND)
+    want_q, want_k = rope.forward_native(positions, *(part.clone() for part in parts[:2]))
+    for _ in range(2):  # the second layer finds the rows of the first
+        got = [part.clone() for part in parts]
+        table, rows = rope.table_of(positions, batch)
+        norm_rope_store(*got, rows, table, None, *pools, slots)
+        check(got[0], want_q)
+        check(got[1], want_k)
+    assert torch.equal(pools[0][slots].flatten(1), got[1])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_out, width", [(40, 96), (7, 1500), (33, 9000)])
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -152,10 +186,49 @@ def test_one_row_linear(dtype, num_out, width, has_bias):
     x = torch.randn(1, width).to(dtype)
     weight = (torch.randn(num_out, width) / width**0.5).to(dtype)
     bias = torch.randn(num_out).to(dtype) if has_bias else None
+    settle()
     want = torch.nn.functional.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     )
     check(one_row_linear(x, weight, bias), want.to(dtype))
+
+
+def few_rows_case(dtype, num_rows, num_out, width, has_bias, tile):
+    """Rows of a wider matrix. Twice the same, so that counters that were not set back would show."""
+    x = torch.randn(num_rows, width + 16).to(dtype)[:, :width]
+    weight = (torch.randn(num_out, width) / width**0.5).to(dtype)
+    bias = torch.randn(num_out).to(dtype) if has_bias else None
+    settle()
+    got = few_rows_linear(x, weight, bias, tile)
+    added = None if bias is None else bias.double()
+    want = torch.nn.functional.linear(x.double(), weight.double(), added)
+    check(got, want.to(dtype))
+    assert torch.equal(got, few_rows_linear(x, weight, bias, tile))
+
+
+# Whole tiles; one tile's inputs shared evenly; several tiles whole; shares that end anywhere within tiles.
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize == 2])
+@pytest.mark.parametrize("chunk", [4, 2, 8, 3, 7])
+@pytest.mark.parametrize("is_swapped", [False, True])
+@pytest.mark.parametrize("num_rows, has_bias", [(2, True), (19, False)])
+def test_few_rows_linear(dtype, chunk, is_swapped, num_rows, has_bias):
+    block_n = 64 if is_swapped else 32
+    tile = Tile(block_n, 64, chunk, is_swapped, num_warps=4, num_stages=3)
+    few_rows_case(dtype, num_rows, 3 * block_n + 5, 256, has_bias, tile)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize == 2])
+@pytest.mark.parametrize("chunk", [5, 2, 7])
+def test_few_rows_linear_whose_width_ends_within_a_piece(dtype, chunk):
+    few_rows_case(dtype, 33, 70, 64 * 4 + 16, True, Tile(32, 64, chunk, False, 4, 3))
+    few_rows_case(dtype, 33, 70, 48, True, Tile(32, 64, 1, False, 4, 2))
+
+
+@pytest.mark.parametrize("num_rows", [2, 30, 64, 128])
+@pytest.mark.parametrize("num_out, width", [(144, 512), (96, 48)])
+def test_few_rows_linear_by_the_rule(num_rows, num_out, width):
+    tile = rule(num_rows, num_out, width)
+    few_rows_case(torch.float16, num_rows, num_out, width, False, tile)
 
 
 @pytest.mark.parametrize("vocab", [10, 1024, 5001])

@@ -64,6 +64,11 @@ class ScriptedWorker:
         self.next_ids = [0] * rows
         self.plans: list[StepPlan] = []
         self.num_computed = 0
+        self.num_prepared, self.num_to_prepare = 0, 0
+
+    def prepare(self) -> bool:
+        self.num_prepared += 1
+        return self.num_prepared < self.num_to_prepare
 
     def launch(self, plan: StepPlan) -> ScriptedLaunch:
         self.plans.append(plan)

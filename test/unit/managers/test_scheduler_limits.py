@@ -37,6 +37,26 @@ def test_waiting_too_long_is_503(clock):
     assert outputs["runs"][0] == expected_output([1, 2, 4], 20, False)
 
 
+def test_the_worker_prepares_in_idle_moments_until_it_is_done():
+    world = World()
+    world.worker.num_to_prepare = 3
+    world.submit("one", [1, 2, 4], max_new_tokens=5, ignore_eos=True)
+    while world.turn():
+        pass
+    assert world.worker.num_prepared == 0, "not before a whole wait without a message"
+    assert world.scheduler._idle_wait() == 1.0
+    world.turn()
+    assert world.worker.num_prepared == 0 and world.scheduler._idle_wait() < 0.1
+    world.submit("two", [1, 2, 5], max_new_tokens=1, ignore_eos=True)
+    while world.turn():
+        pass
+    assert world.worker.num_prepared == 0, "a message begins the wait anew"
+    for _ in range(8):
+        world.turn()
+    assert world.worker.num_prepared == 3 and world.scheduler._idle_wait() == 1.0
+    assert len(world.outputs()["two"][0]) == 1
+
+
 def test_running_too_long_is_503(clock):
     world = World(running_timeout=30.0)
     world.submit("runs", [1, 2, 4], max_new_tokens=100, ignore_eos=True)

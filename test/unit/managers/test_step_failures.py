@@ -28,6 +28,9 @@ class FailingWorker:
         result.nan_rows = self._nan_rows(plan)
         return launched
 
+    def prepare(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

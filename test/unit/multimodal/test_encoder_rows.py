@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sglang.srt.arg_groups.resolve import Facts, resolve
-from sglang.srt.layers.logits_processor import _logprobs_of
+from sglang.srt.layers.prompt_logprobs import logprobs_of
 from sglang.srt.managers.request_validation import ModelLimits, RequestValidator
 from sglang.srt.managers.scheduler_builder import whole_prompts
 from sglang.srt.managers.step_plan import RowMedia, RowWork, StepPlan
@@ -201,5 +201,5 @@ def test_tokens_behind_the_vocabulary_may_be_in_a_prompt() -> None:
 
 def test_they_have_no_logprob() -> None:
     logprobs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]])
-    found = _logprobs_of(logprobs, torch.tensor([1, 2, 0]))
+    found = logprobs_of(logprobs, torch.tensor([1, 2, 0]))
     assert found.tolist() == [-2.0, float("-inf"), -5.0]

@@ -11,6 +11,7 @@ import torch
 from sglang.srt.layers.sampler import SampleOutput, Sampler, seeded_noise, unpack_mask
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
 from sglang.srt.model_executor.worker import LaunchedStep
+from sglang.srt.platforms import CpuPlatform
 from sglang.srt.sampling.sampling_batch import SamplingTable
 
 VOCAB = 50
@@ -300,7 +301,7 @@ def test_unseeded_draws_repeat_with_the_servers_seed_only():
 def logprobs_of(specs, works, logits, **kwargs):
     out = sample(logits, specs, works, **kwargs)
     assert out.logprobs is not None
-    return out.next_ids.tolist(), out.logprobs.to_host()
+    return out.next_ids.tolist(), out.logprobs.download(CpuPlatform())()
 
 
 def test_logprobs_are_of_the_tempered_distribution_before_the_filters():
@@ -373,9 +374,9 @@ def test_flags_come_down_with_the_ids(nan, expected):
     """Rows 0 and 2 of the step are sampled; the flags are about the works, not the lines."""
     works = [work_of(0), work_of(1, sample=False), work_of(2)]
     plan = StepPlan(step_id=1, mode="extend", works=works)
-    output = SampleOutput(torch.tensor([5, 6]), torch.tensor([False, True]), None, nan)
-    columns = [output.next_ids, output.bad] + ([] if nan is None else [nan.flip(0)])
-    step = LaunchedStep(plan, [0, 2], None, output, lambda: tuple(columns))
+    columns = [torch.tensor([5, 6]), torch.tensor([False, True])]
+    columns += [] if nan is None else [nan.flip(0)]
+    step = LaunchedStep(plan, [0, 2], None, read_ids=lambda: tuple(columns))
     result = step.result()
     assert result.next_ids == [5, -1, 6]
     assert result.bad_rows == [2] and result.nan_rows == expected

@@ -45,6 +45,10 @@ class RankPlace:
             timeout=server_args.dist_timeout,
         )
 
+    def gpu(self, server_args: ServerArgs) -> int:
+        """The number of this rank's GPU, where its machine has some."""
+        return server_args.base_gpu_id + self.local_rank * server_args.gpu_id_step
+
     @property
     def is_on_loopback(self) -> bool:
         """Every rank is reached without leaving the machine."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import json
 import multiprocessing.util  # noqa: F401  (its exit function joins children: registered before ours, it runs after it)
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sglang.srt.entrypoints.scheduler_processes import (
 from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.managers.media_front import MediaFront
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -74,13 +76,13 @@ def launch_front(
     from sglang.srt.managers.scheduler_client import SchedulerClient
     from sglang.srt.server_args import PortArgs
 
-    check_ranks(server_args)
+    config = check_ranks(server_args)
     ports = PortArgs.init_new(server_args)
     client = SchedulerClient(ports.scheduler_input_ipc_name, ports.tokenizer_ipc_name)
     processes = None
     try:
         processes = SchedulerProcesses(server_args, ports, scheduler_target)
-        manager, info = _build_manager(server_args, client, processes, manager_class)
+        manager, info = _build_manager(server_args, config, client, processes, manager_class)
     except BaseException:  # also a keyboard interrupt must not leave processes behind
         if processes is not None:
             processes.kill()
@@ -99,23 +101,21 @@ def launch_front(
     return front
 
 
-def check_ranks(server_args: ServerArgs) -> None:
-    """Raises ConfigError, before any process starts, when the model cannot be cut into `tp_size` ranks."""
-    if server_args.tp_size == 1:
-        return
-    # Late: not needed for one rank.
-    from sglang.srt.configs.model_config import ModelConfig
+def check_ranks(server_args: ServerArgs) -> ModelConfig | None:
+    """The model's facts, where they had to be read: None for one rank.
 
-    ModelConfig(
-        str(server_args.model_path),
-        trust_remote_code=server_args.trust_remote_code,
-        revision=server_args.revision,
-        model_override_args=server_args.json_model_override_args,
-    ).check_tp_size(server_args.tp_size)
+    Raises ConfigError, before any process starts, when the model cannot be cut into `tp_size` ranks.
+    """
+    if server_args.tp_size == 1:
+        return None
+    config = _read_facts(server_args)
+    config.check_tp_size(server_args.tp_size)
+    return config
 
 
 def _build_manager(
     server_args: ServerArgs,
+    config: ModelConfig | None,
     client: SchedulerClient,
     processes: SchedulerProcesses,
     manager_class: Callable[..., TokenizerManager] | None,
@@ -129,7 +129,7 @@ def _build_manager(
         server_args
     )  # first: without one nothing else is to be expected
     tokenizer = None if server_args.skip_tokenizer_init else _load_tokenizer(server_args)
-    media = _build_media(server_args, model_config, tokenizer)
+    media = _build_media(server_args, model_config, config, tokenizer)
     info = client.wait_ready(processes.check_alive)
     build = manager_class or TokenizerManager
     manager = build(
@@ -157,24 +157,42 @@ def _load_tokenizer(server_args: ServerArgs) -> Any:
 
 
 def _build_media(
-    server_args: ServerArgs, model_config: Mapping[str, Any], tokenizer: Any
+    server_args: ServerArgs,
+    model_config: Mapping[str, Any],
+    config: ModelConfig | None,
+    tokenizer: Any,
 ) -> MediaFront | None:
-    """What prepares media, for models that take them; a text model imports none of it."""
-    from sglang.srt.configs.model_config import ModelConfig, is_multimodal_model
+    """What prepares media, for models that take them; a text model imports none of it.
 
-    may_take_media = is_multimodal_model(model_config.get("architectures") or ())
-    if tokenizer is None or not may_take_media:
+    `model_config`: the file as it is. `config`: the facts, where somebody has read them.
+    """
+    if tokenizer is None or not _may_take_media(server_args, model_config):
         return None
     from sglang.srt.managers.media_front import MediaFront
 
-    config = ModelConfig(
+    return MediaFront.build(server_args, config or _read_facts(server_args), tokenizer)
+
+
+def _may_take_media(server_args: ServerArgs, model_config: Mapping[str, Any]) -> bool:
+    """Whether the architecture is one that can, the user's overrides included."""
+    from sglang.srt.configs.model_config import is_multimodal_model
+
+    overrides = json.loads(server_args.json_model_override_args)
+    names = overrides.get("architectures") or model_config.get("architectures") or ()
+    return is_multimodal_model(names)
+
+
+def _read_facts(server_args: ServerArgs) -> ModelConfig:
+    # Late: a text model on one rank does not need it here.
+    from sglang.srt.configs.model_config import ModelConfig
+
+    return ModelConfig(
         str(server_args.model_path),
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.revision,
         model_override_args=server_args.json_model_override_args,
         enable_multimodal=server_args.enable_multimodal,
     )
-    return MediaFront.build(server_args, config, tokenizer)
 
 
 def _read_model_config(server_args: ServerArgs) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from sglang.srt.managers.watchdog import (
 )
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.common import kill_process_tree
+from sglang.srt.utils.start_clock import note_process_start
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class SchedulerProcesses:
                 args=(
                     models,
                     pulse,
+                    time.monotonic(),
                     target or run_scheduler,
                     server_args,
                     port_args,
@@ -208,9 +210,10 @@ def run_scheduler(server_args: Any, port_args: Any, tp_rank: int, parent_pid: in
 
 
 def _run_with_models(
-    models: dict[str, str], pulse: Counter, target: SchedulerTarget, *args: Any
+    models: dict[str, str], pulse: Counter, began: float, target: SchedulerTarget, *args: Any
 ) -> None:
     """What every process runs: it knows the model classes that the user's program registered, by import path."""
+    note_process_start(began)
     be_watched(pulse)
     ModelRegistry.adopt(models)
     target(*args)

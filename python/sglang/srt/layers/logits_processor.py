@@ -16,11 +16,13 @@ from sglang.srt.distributed import (
     tensor_model_parallel_all_gather,
 )
 from sglang.srt.layers.matmul import linear
+from sglang.srt.layers.prompt_logprobs import PromptLogprobs
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
     ForwardMode,
 )
+from sglang.srt.sampling.upload import upload
 
 # Prompt rows whose logits are held at once: so many rows, and so many float32 elements.
 _MAX_BLOCK_ROWS = 2048
@@ -35,8 +37,9 @@ class LogitsProcessorOutput:
     """What a generating model returns; wrappers may replace any field before sampling.
 
     Input logprobs cover, request after request, the rows from `extend_logprob_start_lens_cpu` on;
-    each row predicts the next token. The lists are per request, then per such row. All are natural
-    logarithms of the model's plain distribution.
+    each row predicts the next token. All are natural logarithms of the model's plain distribution.
+    They stay on the device: `prompt_logprobs.download` brings them to the host. The fields that are
+    lists are per request, then per such row; nothing here fills or reads them.
     """
 
     next_token_logits: torch.Tensor | None  # [B, V] float32
@@ -49,7 +52,8 @@ class LogitsProcessorOutput:
     next_token_token_ids_logprobs_val: list[list[float]] | None = None
     next_token_token_ids_logprobs_idx: list[list[int]] | None = None
 
-    # Filled here when input logprobs are wanted.
+    # The first two are filled here when input logprobs are wanted.
+    prompt_logprobs: PromptLogprobs | None = None
     input_token_logprobs: torch.Tensor | None = None  # [rows] float32
     input_top_logprobs_val: TopLists | None = None
     input_top_logprobs_idx: IdLists | None = None
@@ -149,80 +153,36 @@ class LogitsProcessor(torch.nn.Module):
         lm_head: torch.nn.Module,
         metadata: ForwardBatch | LogitsMetadata,
     ) -> None:
-        """Log probabilities of prompt tokens, in blocks of rows. Copies lists to the host."""
-        wanted = _PromptRows(metadata)
-        rows = torch.tensor(wanted.rows, dtype=torch.int64, device=hidden_states.device)
-        targets = metadata.extend_input_logprob_token_ids_gpu
-        assert targets is not None and len(targets) == len(rows), "one target token for each row"
-        block = max(1, min(_MAX_BLOCK_ROWS, _MAX_BLOCK_ELEMENTS // self.vocab_size))
-        chosen = hidden_states.new_empty(len(rows), dtype=torch.float32)
-        for start in range(0, len(rows), block):
-            part = slice(start, min(start + block, len(rows)))
-            logits = self.compute_logits(hidden_states.index_select(0, rows[part]), lm_head)
-            logprobs = torch.log_softmax(logits, dim=-1)
-            chosen[part] = _logprobs_of(logprobs, targets[part])
-            wanted.collect(logprobs, part)
-        output.input_token_logprobs = chosen
-        output.input_top_logprobs_val = wanted.top_values
-        output.input_top_logprobs_idx = wanted.top_ids
-        output.input_token_ids_logprobs_val = wanted.id_values
-        output.input_token_ids_logprobs_idx = wanted.ids
-
-
-def _logprobs_of(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Entry `ids[i]` of each row i; -inf for an id that the head has no logit for (a medium's, behind the vocabulary)."""
-    last = logprobs.shape[1] - 1
-    found = logprobs.gather(1, ids.clamp(max=last)[:, None]).squeeze(1)
-    return found.masked_fill(ids > last, float("-inf"))
-
-
-class _PromptRows:
-    """The prompt rows whose logprobs are wanted, and the lists collected for them, per request."""
-
-    def __init__(self, metadata: ForwardBatch | LogitsMetadata) -> None:
+        """Log probabilities of prompt tokens, in blocks of rows. Waits for nothing."""
         lens, starts = metadata.extend_seq_lens_cpu, metadata.extend_logprob_start_lens_cpu
         assert lens is not None and starts is not None
-        self.rows: list[int] = []
-        self.requests: list[int] = []  # the request of each row
-        first = 0
-        for i, (length, start) in enumerate(zip(lens, starts, strict=True)):
-            self.rows += range(first + start, first + length)
-            self.requests += [i] * (length - start)
-            first += length
-        self.nums = metadata.top_logprobs_nums or [0] * len(lens)
-        self.token_ids = metadata.token_ids_logprobs or [None] * len(lens)
-        self.max_num = max(self.nums, default=0)
-        self.top_values: TopLists | None = [[] for _ in lens] if self.max_num else None
-        self.top_ids: IdLists | None = [[] for _ in lens] if self.max_num else None
-        has_ids = any(self.token_ids)
-        self.id_values: TopLists | None = [[] for _ in lens] if has_ids else None
-        self.ids: IdLists | None = [[] for _ in lens] if has_ids else None
+        rows, counts = _wanted_rows(lens, starts)
+        index = upload(rows, torch.int64, hidden_states.device)
+        targets = metadata.extend_input_logprob_token_ids_gpu
+        assert targets is not None and len(targets) == len(rows), "one target token for each row"
+        found = PromptLogprobs(
+            counts,
+            metadata.top_logprobs_nums or [0] * len(lens),
+            metadata.token_ids_logprobs or [None] * len(lens),
+            self.vocab_size,
+            hidden_states.device,
+        )
+        block = max(1, min(_MAX_BLOCK_ROWS, _MAX_BLOCK_ELEMENTS // self.vocab_size))
+        for start in range(0, len(rows), block):
+            part = slice(start, min(start + block, len(rows)))
+            logits = self.compute_logits(hidden_states.index_select(0, index[part]), lm_head)
+            found.collect(torch.log_softmax(logits, dim=-1), start, targets[part])
+        output.prompt_logprobs, output.input_token_logprobs = found, found.chosen
 
-    def collect(self, logprobs: torch.Tensor, part: slice) -> None:
-        """Take the lists out of the logprobs [rows of the block, V] of the rows `part`."""
-        requests = self.requests[part]
-        if self.top_values is not None and self.top_ids is not None:
-            top = logprobs.topk(self.max_num, dim=-1)
-            for i, values, ids in zip(
-                requests, top.values.tolist(), top.indices.tolist(), strict=True
-            ):
-                self.top_values[i].append(values[: self.nums[i]])
-                self.top_ids[i].append(ids[: self.nums[i]])
-        if self.id_values is not None and self.ids is not None:
-            self._collect_ids(logprobs, requests)
 
-    def _collect_ids(self, logprobs: torch.Tensor, requests: list[int]) -> None:
-        assert self.id_values is not None and self.ids is not None
-        first = 0
-        while first < len(requests):
-            request = requests[first]
-            count = requests.count(request)
-            ids = self.token_ids[request] or []
-            index = torch.tensor(ids, dtype=torch.int64, device=logprobs.device)
-            values = logprobs[first : first + count].index_select(1, index).tolist()
-            self.id_values[request] += values
-            self.ids[request] += [list(ids) for _ in range(count)]
-            first += count
+def _wanted_rows(lens: list[int], starts: list[int]) -> tuple[list[int], list[int]]:
+    """Rows of T whose logprobs are wanted, and how many each request has of them."""
+    rows: list[int] = []
+    first = 0
+    for length, start in zip(lens, starts, strict=True):
+        rows += range(first + start, first + length)
+        first += length
+    return rows, [length - start for length, start in zip(lens, starts, strict=True)]
 
 
 def _apply_head(hidden_states: torch.Tensor, lm_head: torch.nn.Module) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.layers.layernorm import RMSNorm, rms_normalize
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding, apply_rotation
+from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
 from sglang.srt.layers.triton_ops import has_triton
 
 _DIMS = (32, 64, 128, 256)
@@ -44,15 +45,17 @@ def norm_rope_and_store(
     suits = (
         _suits_rope(rotary_emb, attn)
         and _suits_norms(q_norm, k_norm, attn)
-        and positions.dim() == 1
+        and (positions.dim() == 1 or type(rotary_emb) is MRotaryEmbedding)
         and type(pool) is MHATokenToKVPool
         and pool.dtype == q.dtype == v.dtype
         and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     )
     if not suits:
         return False
+    table, rows = rotary_emb.table_of(positions, forward_batch)
     if on_cpu:
-        _norm_and_rotate(positions, q, k, attn, rotary_emb, q_norm, k_norm)
+        cos_sin = table.index_select(0, rows)
+        _norm_and_rotate(cos_sin, q, k, attn, rotary_emb.is_neox_style, q_norm, k_norm)
         k, v = (part.view(len(part), -1, attn.qk_head_dim) for part in (k, v))
         pool.set_kv_buffer(attn, forward_batch.out_cache_loc, k, v)
         return True
@@ -65,8 +68,8 @@ def norm_rope_and_store(
         q,
         k,
         v,
-        positions,
-        rotary_emb.cos_sin_cache,
+        rows,
+        table,
         norm,
         *pool.get_kv_buffer(attn.layer_id),
         forward_batch.out_cache_loc,
@@ -81,15 +84,15 @@ def _are_neighbours(q: torch.Tensor, k: torch.Tensor) -> bool:
 
 
 def _norm_and_rotate(
-    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
     attn: RadixAttention,
-    rotary_emb: RotaryEmbedding,
+    is_neox_style: bool,
     q_norm: RMSNorm | None,
     k_norm: RMSNorm | None,
 ) -> None:
-    """q and k, which lie side by side, in place and in float32 inside."""
+    """q and k, which lie side by side, in place and in float32 inside; `cos_sin` [T, d]."""
     num_heads, head_dim = attn.tp_q_head_num + attn.tp_k_head_num, attn.qk_head_dim
     heads = q.as_strided((len(q), num_heads, head_dim), (q.stride(0), head_dim, 1))
     x = heads.float()
@@ -97,14 +100,13 @@ def _norm_and_rotate(
         x = rms_normalize(x, q_norm.variance_epsilon)
         x[:, : attn.tp_q_head_num].mul_(q_norm.weight)
         x[:, attn.tp_q_head_num :].mul_(k_norm.weight)
-    cos_sin = rotary_emb.cos_sin_cache.index_select(0, positions)
-    heads.copy_(apply_rotation(x, cos_sin, rotary_emb.is_neox_style))
+    heads.copy_(apply_rotation(x, cos_sin, is_neox_style))
 
 
 def _suits_rope(rotary_emb: Any, attn: RadixAttention) -> bool:
-    """A plain table that rotates whole heads, pairing the halves."""
+    """A table by one position or by three that rotates whole heads, pairing the halves."""
     return (
-        type(rotary_emb) is RotaryEmbedding
+        type(rotary_emb) in (RotaryEmbedding, MRotaryEmbedding)
         and rotary_emb.is_neox_style
         and rotary_emb.rotary_dim == rotary_emb.head_size == attn.qk_head_dim == attn.v_head_dim
         and attn.qk_head_dim in _DIMS

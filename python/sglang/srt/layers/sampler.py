@@ -12,12 +12,14 @@ B: sampled rows, V: vocabulary, K: candidates.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs
+from sglang.srt.platforms import Platform
 from sglang.srt.sampling.sampling_batch import (
     GrammarMask,
     LogprobRequest,
@@ -206,14 +208,22 @@ class SampleLogprobs:
     top_ids: torch.Tensor | None  # [n, K] int64
     given: torch.Tensor | None  # [n, G] float32
 
-    def to_host(self) -> dict[int, RowLogprobs]:
-        """Copy to the host (waits for the device); keys are lines of the sampled batch."""
-        request = self.request
-        chosen = self.chosen.tolist()
-        top_values = None if self.top_values is None else self.top_values.tolist()
-        top_ids = None if self.top_ids is None else self.top_ids.tolist()
-        given = None if self.given is None else self.given.tolist()
-        rows = {}
+    def download(self, platform: Platform) -> Callable[[], dict[int, RowLogprobs]]:
+        """Queue copies to the host. The function returned waits for them; keys are lines of the sampled batch."""
+        names = [name for name in _ON_THE_DEVICE if getattr(self, name) is not None]
+        wait = platform.download(*(getattr(self, name) for name in names))
+        return lambda: self._rows_of(
+            **{name: host.tolist() for name, host in zip(names, wait(), strict=True)}
+        )
+
+    def _rows_of(
+        self,
+        chosen: list[float],
+        top_values: list[list[float]] | None = None,
+        top_ids: list[list[int]] | None = None,
+        given: list[list[float]] | None = None,
+    ) -> dict[int, RowLogprobs]:
+        request, rows = self.request, {}
         for j, line in enumerate(request.lines):
             row = rows[line] = RowLogprobs(output=chosen[j])
             top_count, given_count = request.top_counts[j], request.given_counts[j]
@@ -222,6 +232,9 @@ class SampleLogprobs:
             if given_count is not None:
                 row.output_ids = given[j][:given_count] if given is not None else []
         return rows
+
+
+_ON_THE_DEVICE = ("chosen", "top_values", "top_ids", "given")
 
 
 def seeded_noise(

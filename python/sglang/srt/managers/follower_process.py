@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import traceback
 from typing import TYPE_CHECKING
 
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
 from sglang.srt.managers.mailbox import send_once
+from sglang.srt.managers.prefetch import begin_prefetch, wait_for_imports
 from sglang.srt.managers.scheduler_process import prepare_process, reason_of
 from sglang.srt.managers.watchdog import Watchdog
 
@@ -30,7 +32,8 @@ def run_follower_process(
     """Target of the spawned process."""
     prepare_process(server_args, tp_rank, parent_pid)
     place = RankPlace.of(server_args, port_args, tp_rank)
-    worker, channel = _start(server_args, port_args, place)
+    threads = begin_prefetch(server_args.device, place.gpu(server_args))
+    worker, channel = _start(server_args, port_args, place, threads)
     channel.watch(_leave)
     watchdog = Watchdog(server_args.watchdog_timeout)
     try:
@@ -47,13 +50,17 @@ def run_follower_process(
 
 
 def _start(
-    server_args: ServerArgs, port_args: PortArgs, place: RankPlace
+    server_args: ServerArgs,
+    port_args: PortArgs,
+    place: RankPlace,
+    threads: list[threading.Thread],
 ) -> tuple[FollowerWorker, FollowerChannel]:
     """Build the worker and tell the front: rank 0's front hears of failures only, another machine's of its first rank's success."""
     try:
         # Late, so that a broken install is reported through the socket like any other failure.
         from sglang.srt.managers.scheduler_builder import build_follower
 
+        wait_for_imports(threads)
         worker, channel = build_follower(server_args, place)
     except Exception as error:  # process boundary: the reason goes to whoever started us
         logger.debug("%s", traceback.format_exc())

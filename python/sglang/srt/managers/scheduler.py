@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Running time limits are looked at once in so many steps.
 TIMEOUT_CHECK_INTERVAL = 16
+# Seconds between two idle moments that are made use of.
+PREPARE_INTERVAL = 0.05
 
 
 class Launched(Protocol):
@@ -57,6 +59,9 @@ class Worker(Protocol):
 
     def launch(self, plan: StepPlan) -> Launched:
         """Raises StepError when this plan failed and others may follow; anything else ends the scheduler."""
+
+    def prepare(self) -> bool:
+        """Make use of an idle moment for at most a tenth of a second; False when there is no more to prepare."""
 
     def close(self) -> None: ...
 
@@ -120,6 +125,7 @@ class Scheduler:
         self._steps = 0
         self._audited = False
         self._idle_turns = 0  # without a message in between
+        self._may_prepare = True
 
     # --- the loop
 
@@ -146,7 +152,7 @@ class Scheduler:
         self._reply()
         if planned is not None:
             self.profiler.end_step()
-        if not worked and not self._audited:
+        if not worked:
             self._on_idle_turn()
         return worked
 
@@ -166,7 +172,9 @@ class Scheduler:
         return bool(self.in_flight or self.planner.num_with_rows or len(self.planner.waiting))
 
     def _idle_wait(self) -> float:
-        return self.config.grammar_poll_interval if self.compiling else self.config.idle_wait
+        if self.compiling:
+            return self.config.grammar_poll_interval
+        return PREPARE_INTERVAL if self._audited and self._may_prepare else self.config.idle_wait
 
     def _plan(self) -> PlannedStep | None:
         planner = self.planner
@@ -242,7 +250,12 @@ class Scheduler:
         self.mailbox.send(batch)
 
     def _on_idle_turn(self) -> None:
-        """Audit once a whole wait has passed without a message: it takes milliseconds that the next request would wait."""
+        """Audit once a whole wait has passed without a message: it takes milliseconds that the next request would wait. Then let the worker
+        prepare."""
+        if self._audited:
+            if self._may_prepare and not self.compiling:
+                self._may_prepare = self.worker.prepare()
+            return
         self._idle_turns += 1
         self.planner.ratio.reset()
         if self._idle_turns > 1:

@@ -37,15 +37,24 @@ from sglang.srt.platforms import create_platform
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+from sglang.srt.utils.start_clock import StartClock
 
 logger = logging.getLogger(__name__)
 
 
 def build_scheduler(
-    server_args: ServerArgs, mailbox: Mailbox, place: RankPlace | None = None
+    server_args: ServerArgs,
+    mailbox: Mailbox,
+    place: RankPlace | None = None,
+    clock: StartClock | None = None,
 ) -> tuple[Scheduler, dict[str, Any]]:
-    """The scheduler of rank 0, and the facts the front is told when it is ready. Returns when every rank has loaded its part."""
-    server_args, resolved, model_config, runner = load_runner(server_args, place)
+    """The scheduler of rank 0, and the facts the front is told when it is ready. Returns when every rank has loaded its part.
+
+    `clock` gets the phases of the work.
+    """
+    clock = clock or StartClock.from_now()
+    server_args, resolved, model_config, runner = load_runner(server_args, place, clock)
+    clock.take_over(runner.clock)
     tokenizer = load_tokenizer(server_args, resolved)
     eos_ids = end_ids(model_config, tokenizer)
     planner = Planner(_planner_config(server_args, resolved, runner), _cache(server_args, runner))
@@ -79,7 +88,10 @@ def build_scheduler(
         runner.media_intake(),
         StepProfiler(ProfilerDefaults.from_environment()),
     )
-    return scheduler, _info(model_config, runner)
+    clock.lap("rest")
+    info = _info(model_config, runner)
+    info["start_seconds"] = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
+    return scheduler, info
 
 
 def build_follower(
@@ -91,15 +103,20 @@ def build_follower(
 
 
 def load_runner(
-    server_args: ServerArgs, place: RankPlace | None = None
+    server_args: ServerArgs, place: RankPlace | None = None, clock: StartClock | None = None
 ) -> tuple[ServerArgs, ResolvedArgs, ModelConfig, ModelRunner]:
     """Settle the flags and load this rank's part of the model; also for tools that run without a scheduler."""
+    clock = clock or StartClock.from_now()
     resolved = resolve(server_args, collect_facts(server_args))
     model_config = build_model_config(server_args, resolved)
     resolved = whole_prompts(resolved, model_config)
     resolved.log_decisions()
     server_args = resolved.apply_to(server_args)
     set_global_server_args_for_scheduler(server_args)
+    clock.lap("flags")
+    # Read now, so that the time it takes, mostly the import of transformers, is nobody else's.
+    logger.debug("The config is a %s", type(model_config.hf_config).__name__)
+    clock.lap("config")
     return (
         server_args,
         resolved,
@@ -189,8 +206,7 @@ def build_runner(
             f"--tp {server_args.tp_size} needs a server or an Engine; this tool runs one rank, leave the flag out"
         )
     place = place or RankPlace()
-    gpu = server_args.base_gpu_id + place.local_rank * server_args.gpu_id_step
-    platform = create_platform(resolved.device, gpu)
+    platform = create_platform(resolved.device, place.gpu(server_args))
     if place.tp_size > 1:
         join_ranks(place, platform, not server_args.disable_custom_all_reduce)
     config = RunnerConfig(
@@ -203,6 +219,11 @@ def build_runner(
         max_running_requests=server_args.max_running_requests,
         max_total_tokens=server_args.max_total_tokens,
         mem_fraction_static=resolved.mem_fraction_static,
+        longest_prefill=(
+            model_config.context_len
+            if resolved.chunked_prefill_size < 0
+            else min(resolved.chunked_prefill_size, model_config.context_len)
+        ),
         graph_batch_sizes=() if resolved.disable_cuda_graph else resolved.cuda_graph_bs,
         pad_graphs=not server_args.disable_cuda_graph_padding,
         kv_dtype=choose_kv_dtype(

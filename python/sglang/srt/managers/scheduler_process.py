@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from sglang.srt.arg_groups.rank_place import RankPlace
 from sglang.srt.managers.io_struct import SchedulerReady
 from sglang.srt.managers.mailbox import SocketMailbox
+from sglang.srt.managers.prefetch import begin_prefetch, wait_for_imports
 from sglang.srt.managers.watchdog import Watchdog
 from sglang.srt.utils.log_setup import configure_logging
+from sglang.srt.utils.start_clock import StartClock
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
@@ -32,8 +34,12 @@ def run_scheduler_process(
 ) -> None:
     """Target of the spawned process of rank 0."""
     prepare_process(server_args, tp_rank, parent_pid)
+    clock = StartClock()
+    clock.lap("process")
+    place = RankPlace.of(server_args, port_args, tp_rank)
+    threads = begin_prefetch(server_args.device, place.gpu(server_args))
     mailbox = SocketMailbox(port_args)
-    scheduler = _build(server_args, mailbox, RankPlace.of(server_args, port_args, tp_rank))
+    scheduler = _build(server_args, mailbox, place, clock, threads)
     try:
         _serve(scheduler, Watchdog(server_args.watchdog_timeout))
     except Exception as error:  # process boundary: the state cannot be trusted any more
@@ -58,18 +64,27 @@ def prepare_process(server_args: ServerArgs, tp_rank: int, parent_pid: int | Non
         _die_with_parent(parent_pid)
 
 
-def _build(server_args: ServerArgs, mailbox: SocketMailbox, place: RankPlace) -> Scheduler:
+def _build(
+    server_args: ServerArgs,
+    mailbox: SocketMailbox,
+    place: RankPlace,
+    clock: StartClock,
+    threads: list[threading.Thread],
+) -> Scheduler:
     try:
         # Late, so that a broken install is reported through the socket like any other failure.
         from sglang.srt.managers.scheduler_builder import build_scheduler
 
-        scheduler, info = build_scheduler(server_args, mailbox, place)
+        wait_for_imports(threads)
+        clock.lap("imports")
+        scheduler, info = build_scheduler(server_args, mailbox, place, clock)
     except Exception as error:  # process boundary: the reason goes to whoever started us
         logger.debug("%s", traceback.format_exc())
         mailbox.send(SchedulerReady(error=f"{type(error).__name__}: {error}"))
         mailbox.close()
         sys.exit(1)
     mailbox.send(SchedulerReady(info=info))
+    logger.info("The scheduler started in %s", clock)
     return scheduler
 
 

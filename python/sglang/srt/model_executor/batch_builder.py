@@ -18,6 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardMode,
 )
 from sglang.srt.model_executor.media_rows import MediaRows
+from sglang.srt.sampling.upload import upload
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -129,14 +130,12 @@ class BatchBuilder:
 
     def _write_table(self, row: int, start: int, slots: np.ndarray) -> None:
         table = self._req_to_token_pool.req_to_token
-        values = torch.from_numpy(slots.copy()).to(self._device, non_blocking=True)
-        table[row, start : start + len(slots)] = values
+        values = torch.from_numpy(slots.copy())
+        table[row, start : start + len(slots)] = upload(values, torch.int32, self._device)
 
     def _upload(self, pieces: list[np.ndarray]) -> list[torch.Tensor]:
         """Device views of int64 arrays, sent in one copy."""
-        flat = torch.from_numpy(np.concatenate(pieces))
-        if self._device.type != "cpu":
-            flat = flat.pin_memory().to(self._device, non_blocking=True)
+        flat = upload(torch.from_numpy(np.concatenate(pieces)), torch.int64, self._device)
         return list(flat.split([len(piece) for piece in pieces]))
 
     def _add_extend_fields(

@@ -19,18 +19,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.graph_capture import capture_graph
+from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
 from sglang.srt.model_executor.prefill_graph_runner import TOKEN_COUNTS, PrefillGraphRunner
 from sglang.srt.platforms import Platform
 from sglang.srt.platforms.device_errors import is_out_of_memory
 from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.start_clock import StartClock
 
 logger = logging.getLogger(__name__)
+
+# The first so many captured sizes, up to 64 requests, differ in kernels; above them only tiles that are chosen alike.
+_SMALL_SIZES = 12
 
 _is_capturing = False
 
@@ -44,12 +50,13 @@ def get_is_capture_mode() -> bool:
 class GraphConfig:
     """Which batch sizes to capture, ascending. Without `pad` a step runs in a graph only at its exact size.
 
-    `has_mrope`: the model turns queries and keys by three positions (time, height, width).
+    `has_mrope`: the model turns queries and keys by three positions (time, height, width). `rehearse`: see `may_rehearse`.
     """
 
     batch_sizes: tuple[int, ...]
     pad: bool = True
     has_mrope: bool = False
+    rehearse: bool = False
 
 
 @dataclass
@@ -82,6 +89,7 @@ class CudaGraphRunner:
         self._sizes = list(config.batch_sizes)
         self._pad = config.pad
         self._has_mrope = config.has_mrope
+        self._rehearse = config.rehearse
         self._forward = forward
         self._backend = backend
         self._pools = pools
@@ -127,17 +135,7 @@ class CudaGraphRunner:
         assert size is not None, f"no graph for a batch of {batch.batch_size}"
         captured = self._captured[size]
         static = captured.batch
-        self._lines.fill_graph_inputs(
-            self._buffer,
-            batch.input_ids,
-            batch.req_pool_indices,
-            batch.seq_lens,
-            batch.positions,
-            batch.out_cache_loc,
-            size,
-            self._padding_len,
-            batch.mrope_positions,
-        )
+        self._fill(batch, size)
         self._backend.init_forward_metadata_replay_cuda_graph(
             size,
             static.req_pool_indices,
@@ -152,6 +150,20 @@ class CudaGraphRunner:
         logits = captured.output.next_token_logits
         assert logits is not None, "the captured model has no logits"
         return LogitsProcessorOutput(logits[: batch.batch_size])
+
+    def _fill(self, batch: ForwardBatch, size: int) -> None:
+        """Copy `batch` into the static buffers, padded to `size`."""
+        self._lines.fill_graph_inputs(
+            self._buffer,
+            batch.input_ids,
+            batch.req_pool_indices,
+            batch.seq_lens,
+            batch.positions,
+            batch.out_cache_loc,
+            size,
+            self._padding_len,
+            batch.mrope_positions,
+        )
 
     def release(self) -> None:
         """Give the graphs back, before the communication library ends: it waits for those that hold its collectives."""
@@ -179,28 +191,55 @@ class CudaGraphRunner:
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._platform.device)
         stream.wait_stream(torch.cuda.current_stream())
+        clock = StartClock.from_now()
         with _capture_mode(), torch.cuda.stream(stream):
+            prefill = self._create_prefill_runner()
+            if self._rehearse and prefill is not None:
+                self._compile_ahead(prefill)
+                clock.lap("kernels")
             for size in reversed(sizes):
                 self._captured[size] = self._capture(size, pool)
-            self._prefill = self._capture_prefills(pool)
+            clock.lap("decode")
+            if prefill is not None and self._capture_prefills(prefill, pool):
+                self._prefill = prefill
+            clock.lap("prefill")
         torch.cuda.current_stream().wait_stream(stream)
         self.num_bytes = max(0, free - self._platform.free_memory())
         logger.info(
-            "Capture cuda graph end. Time elapsed: %.2f s. mem usage=%.2f GiB. avail mem=%.2f GiB",
+            "Capture cuda graph end. Time elapsed: %.2f s: %s. mem usage=%.2f GiB. avail mem=%.2f GiB",
             time.perf_counter() - started,
+            clock,
             self.num_bytes / 2**30,
             self._platform.free_memory() / 2**30,
         )
 
-    def _capture_prefills(self, pool: Any) -> PrefillGraphRunner | None:
-        """None where the backend or the model cannot."""
+    def _create_prefill_runner(self) -> PrefillGraphRunner | None:
+        """None where the backend cannot capture prefills."""
         from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
         if not isinstance(self._backend, TritonAttnBackend):
             return None
-        runner = PrefillGraphRunner(
+        return PrefillGraphRunner(
             self._forward, self._backend, self._pools, self._platform.device, self._has_mrope
         )
+
+    def _compile_ahead(self, prefill: PrefillGraphRunner) -> None:
+        """Compile together what the captures and a replay need. Sizes between these have the kernels of a neighbour."""
+        rehearsal = KernelRehearsal()
+        with rehearsal.pretend():
+            for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
+                self._forward(self._lay_out(size))
+            self._fill(self._static_batch(self._sizes[0]), self._sizes[0])
+            # What a model file cannot do comes up again at the capture, which says so.
+            with contextlib.suppress(RuntimeError, TypeError, AttributeError, ValueError):
+                for count in (TOKEN_COUNTS[0], TOKEN_COUNTS[-1]):
+                    self._forward(prefill.lay_out(count))
+        num_kernels = len(rehearsal)
+        spent = rehearsal.compile(self._platform.device)
+        logger.info("Compiled or read %d kernels in %.2f s", num_kernels, spent)
+
+    def _capture_prefills(self, runner: PrefillGraphRunner, pool: Any) -> bool:
+        """False where the model cannot."""
         try:
             for count in reversed(TOKEN_COUNTS):
                 runner.capture(count, pool)
@@ -208,14 +247,19 @@ class CudaGraphRunner:
             if is_out_of_memory(error) or isinstance(error, ConfigError):
                 raise
             logger.warning("Short prefills are not captured: %s: %s", type(error).__name__, error)
-            return None
-        return runner
+            return False
+        return True
 
-    def _capture(self, size: int, pool: Any) -> _Captured:
+    def _lay_out(self, size: int) -> ForwardBatch:
+        """The static batch of `size` requests, and its attention metadata, made the current ones."""
         batch = self._static_batch(size)
         self._backend.init_forward_metadata_capture_cuda_graph(
             size, size, batch.req_pool_indices, batch.seq_lens, None, ForwardMode.DECODE, None
         )
+        return batch
+
+    def _capture(self, size: int, pool: Any) -> _Captured:
+        batch = self._lay_out(size)
 
         def warm_up() -> None:
             self._forward(batch)
@@ -248,6 +292,15 @@ class CudaGraphRunner:
             attn_backend=self._backend,
             **self._pools,
         )
+
+
+def may_rehearse(model: nn.Module) -> bool:
+    """Whether steps may run with kernels left out: no kernel's result is an index, and no other rank waits in one.
+
+    Experts' are: the router's choices.
+    """
+    has_experts = any(isinstance(module, FusedMoE) for module in model.modules())
+    return not has_experts and get_tp_group().world_size == 1
 
 
 def why_not_captured(model: nn.Module) -> str | None:

@@ -6,7 +6,7 @@ else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Any
 
@@ -152,6 +152,9 @@ class ForwardBatch:
     input_ids: torch.Tensor | None = None  # [T] int64; media positions hold pad values >= V
     positions: torch.Tensor | None = None  # [T] int64
     mrope_positions: torch.Tensor | None = None  # [3, T] int64
+    # What rotary modules made of these positions, for all layers. Empty when a forward begins: a
+    # captured one must make its own.
+    rope_tables: dict[Any, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
     # Where each request keeps its keys and values.
     req_pool_indices: torch.Tensor | None = None  # [B] int64, rows of req_to_token

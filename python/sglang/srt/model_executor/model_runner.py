@@ -13,13 +13,15 @@ import torch
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.distributed import get_tp_group
 from sglang.srt.distributed.agreement import all_can
-from sglang.srt.layers.attention.registry import create_attention_backend
+from sglang.srt.layers.attention.long_prompt_plans import LongPromptPlans, shapes_of
+from sglang.srt.layers.attention.registry import attention_memory, create_attention_backend
 from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.model_executor.cuda_graph_runner import (
     CudaGraphRunner,
     GraphConfig,
+    may_rehearse,
     why_not_captured,
 )
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -36,6 +38,7 @@ from sglang.srt.model_loader.loader import get_model
 from sglang.srt.model_loader.quantization import load_kv_cache_scales
 from sglang.srt.multimodal.intake import MediaIntake
 from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.start_clock import StartClock
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -67,6 +70,7 @@ class RunnerConfig:
     ranks_per_node: int = 1  # ranks that share the memory of the host
     graph_batch_sizes: tuple[int, ...] = ()  # decode steps captured as graphs; () for none
     pad_graphs: bool = True
+    longest_prefill: int = 0  # tokens that a step computes of a prompt at most; 0: not known
 
 
 class ModelRunner:
@@ -78,18 +82,22 @@ class ModelRunner:
         self.platform = config.platform
         self.device = self.platform.device
         self.dtype = model_config.torch_dtype(self.device.type)
+        self.clock = StartClock.from_now()
         self.platform.activate()
+        self.clock.lap("device")
         self._guard = guard = MemoryGuard(self.platform)
         num_ranks = get_tp_group().world_size
         with guard.phase(
             "loading the weights", lambda: guard.weights_advice(model_config, load, num_ranks)
         ):
             self._load_weights(load)
+        self.clock.lap("weights")
         self._wants_pp_proxy = (
             "pp_proxy_tensors" in inspect.signature(self.model.forward).parameters
         )
         with guard.phase("allocating the KV cache pool", FOR_POOL):
             self._init_pools()
+        self.clock.lap("KV cache")
         with guard.phase("preparing attention", FOR_ATTENTION):
             self.attn_backend = create_attention_backend(config.attention_backend, self)
         self.builder = BatchBuilder(
@@ -99,7 +107,10 @@ class ModelRunner:
             self.device,
             has_mrope=model_config.has_mrope,
         )
+        self.clock.lap("attention")
+        self._long_prompts = self._plan_long_prompts()
         self.graphs = self._capture_graphs()
+        self.clock.lap("graphs")
 
     def _load_weights(self, load: LoadConfig) -> None:
         config, started = self.config, time.perf_counter()
@@ -132,6 +143,17 @@ class ModelRunner:
             return None
         return MediaIntake(self.model.pad_input_ids, self.model_config.facts.hidden_size)
 
+    def prepare(self) -> bool:
+        """Do a little of what would make a later step wait; False when nothing is left. For idle moments, on all ranks alike."""
+        return self._long_prompts is not None and self._long_prompts.make_next()
+
+    def _plan_long_prompts(self) -> LongPromptPlans | None:
+        if self.config.attention_backend.partition("+")[0] != "triton":
+            return None
+        longest = min(self.config.longest_prefill, self.max_total_num_tokens)
+        shapes = shapes_of(self.model, self.dtype, self.device)
+        return LongPromptPlans(shapes, longest, self.dtype, self.device)
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> LogitsProcessorOutput:
         """Logits of the batch. `next_token_logits` is float32 [B, V], valid until the next call."""
@@ -141,6 +163,7 @@ class ModelRunner:
         return self._run_model(batch)
 
     def _run_model(self, batch: ForwardBatch) -> LogitsProcessorOutput:
+        batch.rope_tables.clear()  # a batch of static buffers runs several times
         kwargs = {"pp_proxy_tensors": None} if self._wants_pp_proxy else {}
         return self.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
 
@@ -163,7 +186,12 @@ class ModelRunner:
         try:
             with self._guard.phase(doing, FOR_CAPTURE):
                 return CudaGraphRunner(
-                    GraphConfig(sizes, self.config.pad_graphs, self.model_config.has_mrope),
+                    GraphConfig(
+                        sizes,
+                        self.config.pad_graphs,
+                        self.model_config.has_mrope,
+                        may_rehearse(self.model),
+                    ),
                     self._run_model,
                     self.attn_backend,
                     {
@@ -248,7 +276,10 @@ class ModelRunner:
         if platform.is_cpu:
             share = CPU_POOL_SHARE / self.config.ranks_per_node
             return int(platform.free_memory() * share * fraction)
-        return int(platform.free_memory() - platform.total_memory() * (1.0 - fraction))
+        kept = platform.total_memory() * (1.0 - fraction)
+        return int(platform.free_memory() - kept) - attention_memory(
+            self.config.attention_backend, self
+        )
 
     def _default_rows(self) -> int:
         limit = DEFAULT_ROWS[self.platform.name]

@@ -50,6 +50,11 @@ class LeaderWorker:
         except StepError as error:
             raise RuntimeError(f"Rank 0 of several cannot go on. {error}") from error
 
+    def prepare(self) -> bool:
+        """As TpWorker, on every rank: a plan without works says so to the others."""
+        self._channel.send(self._encoder.encode(StepPlan(step_id=0, mode="extend", works=[])))
+        return self._worker.prepare()
+
     def close(self) -> None:
         """End the other ranks and leave the group."""
         self._channel.close()
@@ -68,8 +73,14 @@ class FollowerWorker:
 
     @torch.inference_mode()
     def carry_out(self, frame: bytes) -> None:
-        """Queue an encoded plan on the device. Raises msgspec.ValidationError for anything else."""
+        """Queue an encoded plan on the device, or prepare for later ones where it has no works.
+
+        Raises msgspec.ValidationError for anything else.
+        """
         plan = self._decoder.decode(frame)
+        if not plan.works:
+            self._runner.prepare()
+            return
         batch = self._builder.build(plan)
         self._runner.forward(batch)
         rows = sampled_rows(plan, batch.req_pool_indices, self._runner.platform)

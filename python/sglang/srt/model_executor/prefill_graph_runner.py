@@ -111,8 +111,7 @@ class PrefillGraphRunner:
 
     def capture(self, count: int, pool: Any) -> None:
         """One graph for `count` tokens; call under the capture stream."""
-        batch = self._static_batch(count)
-        self._backend.capture_extend(count, self._rows)
+        batch = self.lay_out(count)
         graph, output = capture_graph(
             f"capturing prefills of {count} tokens",
             pool,
@@ -120,6 +119,11 @@ class PrefillGraphRunner:
             lambda: self._forward(batch),
         )
         self._captured[count] = _Captured(graph, output, batch)
+
+    def lay_out(self, count: int) -> ForwardBatch:
+        """The static batch of `count` tokens, and its attention metadata, made the current ones."""
+        self._backend.capture_extend(count, self._rows)
+        return self._static_batch(count)
 
     def _static_batch(self, count: int) -> ForwardBatch:
         lines = self._tokens[:, :count]

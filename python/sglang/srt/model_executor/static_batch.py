@@ -5,6 +5,9 @@ Row i owns the slots `page_size + i * max_len` onward, so positions and slots ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepMode, StepPlan
@@ -14,10 +17,23 @@ GREEDY = SamplingSpec(top_k=1)
 
 
 class StaticBatch:
-    """`batch_size` sequences of at most `max_len` tokens, each in its own row."""
+    """`batch_size` sequences of at most `max_len` tokens, each in its own row.
 
-    def __init__(self, worker: TpWorker, batch_size: int, max_len: int, page_size: int = 1) -> None:
+    `sampling`: of every sequence. `asked`: further fields of every work, such as `return_logprob`.
+    """
+
+    def __init__(
+        self,
+        worker: TpWorker,
+        batch_size: int,
+        max_len: int,
+        page_size: int = 1,
+        sampling: SamplingSpec = GREEDY,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
         self._worker = worker
+        self._sampling = sampling
+        self._asked = dict(asked or {})
         self._stride = -(-max_len // page_size) * page_size
         self._first_slot = page_size  # page 0 is padding
         self.lengths = [0] * batch_size
@@ -26,7 +42,7 @@ class StaticBatch:
     def extend(self, token_ids: list[list[int]]) -> LaunchedStep:
         """Append tokens to every sequence in one prefill step and sample the next ones."""
         setups = [
-            RowSetup(row=row, sampling=GREEDY, prompt_ids=ids, output_ids=[])
+            RowSetup(row=row, sampling=self._sampling, prompt_ids=ids, output_ids=[])
             for row, ids in enumerate(token_ids)
         ]
         works = [self._work(row, len(ids), ids) for row, ids in enumerate(token_ids)]
@@ -55,4 +71,6 @@ class StaticBatch:
             prefix_slots=None,
             new_slots=np.arange(base, base + num_tokens, dtype=np.int32).tobytes(),
             sample=True,
+            num_outputs=start,
+            **self._asked,
         )

@@ -1,7 +1,8 @@
 """Carries out step plans: build the batch, run the model, sample, and hand back plain values.
 
-`launch` queues the work on the device and returns at once where the device allows it; `Launched.result` waits. Sampled ids are
-written to the future-token buffer before `launch` returns, so the next plan can be launched before this one's result is read.
+`launch` queues the work on the device, copies of its results included, and waits for nothing; `LaunchedStep.result` waits for those
+copies. Sampled ids are written to the future-token buffer before `launch` returns, so the next plan can be launched before this
+one's result is read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from sglang.srt.distributed import get_tp_group
 from sglang.srt.environ import envs
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-from sglang.srt.layers.sampler import SampleOutput, Sampler
+from sglang.srt.layers.prompt_logprobs import PromptRows
+from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.step_plan import RowLogprobs, StepError, StepPlan, StepResult
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.platforms import Platform
@@ -55,22 +57,34 @@ class TpWorker:
             self._table.set_row(setup)
         batch = self._builder.build(plan)
         output = self._runner.forward(batch)
+        # Every copy is queued by the step that it belongs to: asked for later, it would wait for the next step too.
+        platform, prompt = self._runner.platform, output.prompt_logprobs
+        read_prompt = None if prompt is None else prompt.download(platform)
         indices = [index for index, work in enumerate(plan.works) if work.sample]
         if not indices:
-            return LaunchedStep(plan, indices, output, None, None)
+            return LaunchedStep(plan, indices, output, read_prompt=read_prompt)
         works = [plan.works[index] for index in indices]
         logits, rows = output.next_token_logits, batch.req_pool_indices
         if len(indices) < len(plan.works):
-            picked = upload_indices(indices, self._runner.platform)
+            picked = upload_indices(indices, platform)
             logits, rows = logits[picked], rows[picked]
         sampling = self._table.batch([work.row for work in works], works, plan.grammar_masks)
         sampled = self._sampler(logits, sampling)
         self._group.broadcast(sampled.next_ids)
         self._builder.next_token_ids[rows] = sampled.next_ids
-        # Queued now: a copy asked for later would wait for the step after this one too.
         flags = [sampled.bad] if sampled.nan is None else [sampled.bad, sampled.nan]
-        download = self._runner.platform.download(sampled.next_ids, *flags)
-        return LaunchedStep(plan, indices, output, sampled, download)
+        return LaunchedStep(
+            plan,
+            indices,
+            output,
+            read_ids=platform.download(sampled.next_ids, *flags),
+            read_outputs=None if sampled.logprobs is None else sampled.logprobs.download(platform),
+            read_prompt=read_prompt,
+        )
+
+    def prepare(self) -> bool:
+        """Make use of an idle moment; False when there is no more to prepare."""
+        return self._runner.prepare()
 
     def close(self) -> None:
         """No step may follow."""
@@ -85,21 +99,30 @@ def upload_indices(indices: list[int], platform: Platform) -> torch.Tensor:
 
 
 class LaunchedStep:
-    """A step on its way."""
+    """A step on its way.
+
+    Args:
+        indices: the works that sample; a line of the sampled batch each.
+        read_ids: waits for ids, bad rows, and NaN rows where they are looked for.
+        read_outputs, read_prompt: wait for logprobs of sampled tokens, by line, and of prompt tokens, by work.
+    """
 
     def __init__(
         self,
         plan: StepPlan,
         indices: list[int],
         output: LogitsProcessorOutput,
-        sampled: SampleOutput | None,
-        download: Callable[[], tuple[torch.Tensor, ...]] | None,
+        *,
+        read_ids: Callable[[], tuple[torch.Tensor, ...]] | None = None,
+        read_outputs: Callable[[], dict[int, RowLogprobs]] | None = None,
+        read_prompt: Callable[[], dict[int, PromptRows]] | None = None,
     ) -> None:
         self._plan = plan
         self._indices = indices
         self._output = output
-        self._sampled = sampled
-        self._download = download  # ids, bad rows, and NaN rows where they are looked for
+        self._read_ids = read_ids
+        self._read_outputs = read_outputs
+        self._read_prompt = read_prompt
 
     @property
     def logits(self) -> torch.Tensor:
@@ -107,27 +130,29 @@ class LaunchedStep:
         return self._output.next_token_logits
 
     def result(self) -> StepResult:
-        """Waits for the device."""
+        """Waits for the copies of this step."""
         plan = self._plan
         result = StepResult(step_id=plan.step_id, next_ids=[-1] * len(plan.works))
-        if self._download is not None:
-            next_ids, *flags = (tensor.tolist() for tensor in self._download())
+        if self._read_ids is not None:
+            next_ids, *flags = (tensor.tolist() for tensor in self._read_ids())
             for index, next_id in zip(self._indices, next_ids, strict=True):
                 result.next_ids[index] = next_id
             result.bad_rows, *nan_rows = (self._flagged(column) for column in flags)
             result.nan_rows = nan_rows[0] if nan_rows else []
-        if any(work.return_logprob for work in plan.works):
-            result.logprobs = self._logprobs(result)
+        result.logprobs = self._logprobs(result)
         return result
 
     def _flagged(self, column: list[bool]) -> list[int]:
         return [index for index, is_set in zip(self._indices, column, strict=True) if is_set]
 
     def _logprobs(self, result: StepResult) -> dict[int, RowLogprobs]:
-        rows = _input_logprobs(self._plan, self._output)
-        if self._sampled is None or self._sampled.logprobs is None:
-            return rows
-        for line, sampled in self._sampled.logprobs.to_host().items():
+        prompts = {} if self._read_prompt is None else self._read_prompt()
+        rows = {
+            index: RowLogprobs(input=found.chosen, input_top=found.top, input_ids=found.given)
+            for index, found in prompts.items()
+        }
+        outputs = {} if self._read_outputs is None else self._read_outputs()
+        for line, sampled in outputs.items():
             index = self._indices[line]
             row = rows.setdefault(index, RowLogprobs())
             row.output, row.output_token = sampled.output, result.next_ids[index]
@@ -141,25 +166,3 @@ def _out_of_memory_reason(plan: StepPlan, error: Exception) -> str:
         f"({tried_to_allocate(error)}). Try again with less at a time; if this happens often, start the server with a lower "
         f"{STEP_FLAGS}."
     )
-
-
-def _input_logprobs(plan: StepPlan, output: LogitsProcessorOutput) -> dict[int, RowLogprobs]:
-    """Prompt logprobs of the step, by index of the work."""
-    rows: dict[int, RowLogprobs] = {}
-    if output.input_token_logprobs is None:
-        return rows
-    flat = output.input_token_logprobs.tolist()
-    offset = 0
-    for index, work in enumerate(plan.works):
-        count = work.num_tokens - work.input_logprob_start if work.return_logprob else 0
-        if count <= 0:
-            continue
-        row = RowLogprobs(input=flat[offset : offset + count])
-        offset += count
-        if work.top_logprobs:
-            values, ids = output.input_top_logprobs_val[index], output.input_top_logprobs_idx[index]
-            row.input_top = list(zip(values, ids, strict=True))
-        if work.token_ids_logprob:
-            row.input_ids = output.input_token_ids_logprobs_val[index]
-        rows[index] = row
-    return rows

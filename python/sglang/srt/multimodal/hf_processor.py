@@ -96,7 +96,10 @@ def _load_whole(model_path: str, model_type: str | None, options: dict[str, Any]
 
 def _fill(parts: ProcessorParts, model_path: str, options: dict[str, Any]) -> None:
     """Load what the whole processor did not bring."""
-    from transformers import AutoFeatureExtractor, AutoImageProcessor
+    from transformers import AutoFeatureExtractor
+
+    # By its module: 5.17 hides the name of the package where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     problems = []
     for name, loader in (

@@ -20,7 +20,8 @@ def original_llava_images(raw: Mapping[str, Any], model_path: str) -> Any:
 
     Raises ConfigError when the tower's files say nothing about pictures.
     """
-    from transformers import AutoImageProcessor  # heavy
+    # Heavy; and by its module, since 5.17 hides the name of the package where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     path = find_file(tower_path(raw, model_path), "preprocessor_config.json")
     if path is None:

@@ -14,6 +14,6 @@ def upload(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tenso
     pinned memory is queued like a kernel, and the allocator keeps the source alive until it has run.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
-    if device.type != "cuda":
-        return tensor.to(device)
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

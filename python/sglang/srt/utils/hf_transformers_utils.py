@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from sglang.srt.configs.aliases import MODEL_TYPE_ALIASES
 from sglang.srt.configs.llava import as_transformers, is_original_llava, tower_path
@@ -25,6 +26,9 @@ from sglang.srt.utils.errors import ConfigError
 CONFIG_NAME = "config.json"
 # Tokenizer classes that are nothing but their tokenizer.json.
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_MODEL_CLASSES = "transformers.models.auto.modeling_auto"
+
+T = TypeVar("T")
 
 
 def read_config_dict(model_path: str, revision: str | None = None) -> dict[str, Any]:
@@ -210,11 +214,31 @@ def _build_config(
             setattr(config, key, value)
         return config
     if known in CONFIG_MAPPING:
-        return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
+        return _without_model_classes(
+            lambda: CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
+        )
     # A plug-in may bring a model file for a type that transformers has never heard of.
     plain: Any = PretrainedConfig.from_dict(_with_rope_parameters(raw))
     plain.model_type = model_type
     return plain
+
+
+def _without_model_classes(build: Callable[[], T]) -> T:
+    """`build()`, during which transformers finds no model classes.
+
+    It looks for them to name one in the docstring of a config class, and imports a thousand modules for that. It takes their absence well,
+    as where what they need is not installed.
+    """
+    if _MODEL_CLASSES in sys.modules:
+        return build()
+    cast(Any, sys.modules)[_MODEL_CLASSES] = None  # how to say that there is no such module
+    try:
+        return build()
+    except ImportError:
+        pass  # a config that needs them for more
+    finally:
+        sys.modules.pop(_MODEL_CLASSES, None)
+    return build()
 
 
 def published_config(raw: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Attention by FlashAttention 3 from the package sgl-kernel, for Hopper GPUs. Nothing is planned: kernels read a table of pages."""
+"""Attention by FlashAttention 3 from the package sglang-kernel, for Hopper GPUs. Nothing is planned: kernels read a table of pages."""
 
 from __future__ import annotations
 

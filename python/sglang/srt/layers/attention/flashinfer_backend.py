@@ -28,7 +28,9 @@ _DTYPES = (torch.float16, torch.bfloat16)
 # Partial results of split keys.
 WORKSPACE_BYTES = 256 * 2**20
 # What a plan takes at most; the size that the wrappers have by themselves.
-_PLAN_BYTES = 8 * 2**20
+PLAN_BYTES = 8 * 2**20
+# Of each kind of layer: whole prompts, prompts with a prefix, decodes, decodes of graphs.
+NUM_PLANS = 4
 
 Plan = PagedDecode | PagedExtend | LatentAttention
 
@@ -162,7 +164,7 @@ class FlashInferAttnBackend(PackagedAttnBackend[FlashInferStep]):
             return LatentAttention(kind, self.page_size, workspace, buffers)
         if kind not in self._graph_plan_memory:
             self._graph_plan_memory[kind] = torch.zeros(
-                _PLAN_BYTES, dtype=torch.uint8, device=self.device
+                PLAN_BYTES, dtype=torch.uint8, device=self.device
             )
         workspace = replace(workspace, plan=self._graph_plan_memory[kind])
         return PagedDecode(kind, self.page_size, workspace, buffers)

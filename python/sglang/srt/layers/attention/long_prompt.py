@@ -1,8 +1,8 @@
 """Attention of one long prompt over itself, by cuDNN's fused kernel where the GPU has one.
 
 On a Hopper GPU it runs at two thirds of the rate of a plain matrix product, half again as fast as the Triton kernel. It makes a plan for every length,
-which takes far longer than to run it: prompts are therefore padded to a few lengths. What is appended comes after every real token, so that no real
-token sees it.
+which takes far longer than to run it: prompts are therefore padded to a few lengths, and the common ones are planned for in idle moments
+(`long_prompt_plans.py`). What is appended comes after every real token, so that no real token sees it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 # Shorter prompts gain too little.
 MIN_TOKENS = 2048
 # Lengths are multiples of this.
-_MULTIPLE = 1024
+LENGTH_MULTIPLE = 1024
 _MAX_HEAD_DIM = 128
 _MIN_CAPABILITY = (9, 0)
 
@@ -39,7 +39,7 @@ def attend_long_prompt(
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     num_tokens = len(q)
-    missing = -num_tokens % _MULTIPLE
+    missing = -num_tokens % LENGTH_MULTIPLE
     if missing:
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, missing)) for x in (q, k, v))
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, H, T, d]

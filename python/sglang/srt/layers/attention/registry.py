@@ -2,7 +2,8 @@
 
 A backend registers a function from the model runner to the backend. The function takes out of the
 runner the few values that the backend needs; backends do not keep the runner. Packages that a
-backend needs are looked for here and imported when it is made.
+backend needs are looked for here and imported when it is made. What a backend will hold on the
+device is asked before the cache takes the rest.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.utils.errors import ConfigError
 
 BackendFactory = Callable[[Any], AttentionBackend]
+BackendMemory = Callable[[Any], int]
 
 ATTENTION_BACKENDS: dict[str, BackendFactory] = {}
+_MEMORY: dict[str, BackendMemory] = {}
 # Between the names of the backends of prefill and of decode.
 _BOTH = "+"
 _HALF_DTYPES = ("torch.float16", "torch.bfloat16")
 
 
-def register_attention_backend(name: str) -> Callable[[BackendFactory], BackendFactory]:
-    """Decorator: makes a factory known as `name`, as in `--attention-backend`."""
+def register_attention_backend(
+    name: str, memory: BackendMemory | None = None
+) -> Callable[[BackendFactory], BackendFactory]:
+    """Decorator: makes a factory known as `name`, as in `--attention-backend`.
+
+    `memory`: from a runner with its weights but without pools to the bytes that the backend will
+    hold on the device; None for next to nothing.
+    """
 
     def register(factory: BackendFactory) -> BackendFactory:
         ATTENTION_BACKENDS[name] = factory
+        if memory is not None:
+            _MEMORY[name] = memory
         return factory
 
     return register
@@ -50,6 +61,12 @@ def create_attention_backend(name: str, model_runner: Any) -> AttentionBackend:
         allowed = ", ".join(sorted(ATTENTION_BACKENDS))
         raise ValueError(f"attention backend {name!r} is not supported; supported: {allowed}")
     return ATTENTION_BACKENDS[name](model_runner)
+
+
+def attention_memory(name: str, model_runner: Any) -> int:
+    """Bytes that the backend of this name, or both of a pair, will hold on the device."""
+    names = dict.fromkeys(name.split(_BOTH))
+    return sum(_MEMORY[one](model_runner) for one in names if one in _MEMORY)
 
 
 def join_phases(prefill: str, decode: str) -> str:
@@ -77,7 +94,28 @@ def _create_triton(model_runner: Any) -> AttentionBackend:
     )
 
 
-@register_attention_backend("flashinfer")
+def _graph_page_bytes(model_runner: Any) -> int:
+    """An int32 for every page that the requests of the largest captured decode can have."""
+    config = model_runner.config
+    pages = -(-model_runner.model_config.row_width // config.page_size)
+    sizes, most = config.graph_batch_sizes, config.max_running_requests
+    # The smallest that holds all requests there can be is the largest that is captured.
+    enough = (size for size in sizes if most is not None and size >= most)
+    return 4 * pages * next(enough, max(sizes, default=0))
+
+
+def _flashinfer_memory(model_runner: Any) -> int:
+    """Partial results, pages of graphs, and plans of a model whose layers are of one kind."""
+    from sglang.srt.layers.attention.flashinfer_backend import (
+        NUM_PLANS,
+        PLAN_BYTES,
+        WORKSPACE_BYTES,
+    )
+
+    return WORKSPACE_BYTES + NUM_PLANS * PLAN_BYTES + _graph_page_bytes(model_runner)
+
+
+@register_attention_backend("flashinfer", memory=_flashinfer_memory)
 def _create_flashinfer(model_runner: Any) -> AttentionBackend:
     is_hidden = not envs.SGLANG_IS_FLASHINFER_AVAILABLE.get()
     _check_package("flashinfer", "flashinfer-python", "flashinfer", is_hidden)
@@ -91,9 +129,9 @@ def _create_flashinfer(model_runner: Any) -> AttentionBackend:
     )
 
 
-@register_attention_backend("fa3")
+@register_attention_backend("fa3", memory=_graph_page_bytes)
 def _create_fa3(model_runner: Any) -> AttentionBackend:
-    _check_package("fa3", "sgl-kernel", "sgl_kernel")
+    _check_package("fa3", "sglang-kernel", "sgl_kernel")
     _check_gpu("fa3", model_runner)
     _check_hopper(model_runner.device)
     from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend

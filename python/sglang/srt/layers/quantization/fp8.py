@@ -182,16 +182,29 @@ class OnlineFp8LinearMethod(UnquantizedLinearMethod):
         return channel_linear(x, layer.weight, layer.weight_scale, None, bias)
 
 
-class ChannelFp8LinearMethod(LinearMethodBase):
-    """Stored codes with a scale per tensor or per row, which becomes one per row: `weight_scale` float32 [N, 1]."""
+class StoredFp8LinearMethod(LinearMethodBase):
+    """Stored codes. A layer that reads its weight itself gets an ordinary one in their place."""
 
-    def __init__(self, is_static: bool) -> None:
-        self._is_static = is_static
-        self._is_plain = False
+    _is_plain = False
 
     def leave_plain_weight(self, layer: torch.nn.Module) -> bool:
         self._is_plain = True
         return True
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        if self._is_plain:
+            _make_plain(layer, self.plain_weight(layer))
+
+    def plain_weight(self, layer: Any) -> torch.Tensor:
+        """What the codes and scales of `layer` say, float32 [N, K]."""
+        raise NotImplementedError
+
+
+class ChannelFp8LinearMethod(StoredFp8LinearMethod):
+    """Stored codes with a scale per tensor or per row, which becomes one per row: `weight_scale` float32 [N, 1]."""
+
+    def __init__(self, is_static: bool) -> None:
+        self._is_static = is_static
 
     def create_weights(
         self,
@@ -221,25 +234,22 @@ class ChannelFp8LinearMethod(LinearMethodBase):
         if self._is_static:
             # The parts have one input, so one scale, in which the largest values of each part fit.
             layer.input_scale = _frozen(layer.input_scale.data.max().view(1))
-        if self._is_plain:
-            _make_plain(layer, layer.weight.float() * layer.weight_scale)
+        super().process_weights_after_loading(layer)
+
+    def plain_weight(self, layer: Any) -> torch.Tensor:
+        return layer.weight.float() * layer.weight_scale
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         input_scale = layer.input_scale if self._is_static else None
         return channel_linear(x, layer.weight, layer.weight_scale, input_scale, bias)
 
 
-class BlockFp8LinearMethod(LinearMethodBase):
+class BlockFp8LinearMethod(StoredFp8LinearMethod):
     """Stored codes with a scale per block: `weight_scale_inv` float32 [ceil(N / rows), ceil(K / columns)]."""
 
     def __init__(self, block_size: list[int], prefix: str) -> None:
         self._block_size = block_size
         self._prefix = prefix
-        self._is_plain = False
-
-    def leave_plain_weight(self, layer: torch.nn.Module) -> bool:
-        self._is_plain = True
-        return True
 
     def create_weights(
         self,
@@ -269,12 +279,8 @@ class BlockFp8LinearMethod(LinearMethodBase):
         )
         layer.weight_scale_inv.block_shape = (rows, columns)
 
-    def process_weights_after_loading(self, layer: Any) -> None:
-        if self._is_plain:
-            _make_plain(
-                layer,
-                scale_blocks(layer.weight, layer.weight_scale_inv, self._block_size, torch.float32),
-            )
+    def plain_weight(self, layer: Any) -> torch.Tensor:
+        return scale_blocks(layer.weight, layer.weight_scale_inv, self._block_size, torch.float32)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return block_linear(x, layer.weight, layer.weight_scale_inv, self._block_size, bias)

@@ -24,7 +24,7 @@ ALIGNMENT = 16
 def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes [T, K] and scales float32 [T, 1] of rows [T, K]; the largest magnitude of a row becomes the largest code."""
     largest = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=_LEAST_MAGNITUDE)
-    scale = largest / FP8_MAX
+    scale = _scale_of(largest)
     return round_with(x, scale), scale
 
 
@@ -38,8 +38,13 @@ def round_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch
     if scheme == "channel":
         return round_rows(weight)
     largest = weight.abs().max().float().clamp(min=_LEAST_MAGNITUDE)
-    scale = (largest / FP8_MAX).expand(weight.shape[0], 1).contiguous()
+    scale = _scale_of(largest).expand(weight.shape[0], 1).contiguous()
     return round_with(weight, scale), scale
+
+
+def _scale_of(largest: torch.Tensor) -> torch.Tensor:
+    """A magnitude over the largest code. Divides by a tensor: by a number, torch multiplies with its inverse on a GPU, which rounds otherwise."""
+    return largest / torch.full_like(largest, FP8_MAX)
 
 
 def channel_linear(

@@ -73,6 +73,14 @@ class RotaryEmbedding(MultiPlatformOp):
         """The table rows [T, r] of the tokens."""
         return self.cos_sin_cache.index_select(0, positions)
 
+    def table_of(
+        self, positions: torch.Tensor, forward_batch: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A contiguous table [rows, r] of cosines and sines, and the row in it of every token
+        [T] int64: the form in which a kernel takes a rotation.
+        """
+        return self.cos_sin_cache, positions
+
     def rotate(
         self, cos_sin: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -64,8 +64,30 @@ class MRotaryEmbedding(RotaryEmbedding):
             raise ValueError(
                 "fused_set_kv_buffer_arg is not supported; let RadixAttention write k, v"
             )
+        return self.rotate(self._turned_rows(positions), query, key)
+
+    def table_of(
+        self, positions: torch.Tensor, forward_batch: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As RotaryEmbedding, also for positions [3, T].
+
+        Then the table has one row for each token of the step, token after token. It is made for
+        the first layer and kept in `forward_batch.rope_tables` for the others.
+        """
+        if positions.dim() == 1:
+            return super().table_of(positions, forward_batch)
+        kept = forward_batch.rope_tables.get(self)
+        if kept is None or kept[0] is not positions:
+            own_rows = torch.arange(positions.shape[1], device=positions.device)
+            kept = (positions, self._turned_rows(positions), own_rows)
+            forward_batch.rope_tables[self] = kept
+        _, table, rows = kept
+        return table, rows
+
+    def _turned_rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """Cosines and sines [T, r] of positions [3, T]: each column those of its axis."""
         rows = positions.index_select(0, self._axis_of_column)  # [r, T]
-        return self.rotate(self.cos_sin_cache.gather(0, rows.t()), query, key)
+        return self.cos_sin_cache.gather(0, rows.t())
 
     get_rope_index = staticmethod(get_rope_index)
 
@@ -75,6 +97,11 @@ def _consecutive_axes(section: list[int]) -> list[int]:
 
 
 def _interleaved_axes(section: list[int]) -> list[int]:
+    if 3 * section[1] > sum(section) + 1 or 3 * section[2] > sum(section):
+        raise ValueError(
+            f"mrope_section={section} cannot be interleaved: height and width may have every third of "
+            f"{sum(section)} frequencies"
+        )
     axes = [0] * sum(section)
     for axis in (1, 2):
         for column in range(axis, 3 * section[axis], 3):

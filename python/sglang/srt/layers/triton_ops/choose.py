@@ -15,6 +15,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 _BLOCK = 4096
 _DRAW_BLOCK = 2048
@@ -63,9 +68,16 @@ def choose_tokens(
         DRAW=draw is not None,
         TEMPERATURE=temperature is not None,
         num_warps=8 if draw is None else 4,
+        **launch_options(device),
     )
     _row_kernel[(num_rows,)](
-        parts, ids, bad, num_blocks, BLOCK=max(2, next_power_of_2(num_blocks)), num_warps=1
+        parts,
+        ids,
+        bad,
+        num_blocks,
+        BLOCK=max(2, next_power_of_2(num_blocks)),
+        num_warps=1,
+        **launch_options(device),
     )
     return ids, bad
 
@@ -85,10 +97,13 @@ def _block_kernel(
     BLOCK: tl.constexpr,
     DRAW: tl.constexpr,
     TEMPERATURE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     token = block * BLOCK + tl.arange(0, BLOCK)
+    wait_for_earlier(PDL)
     value = tl.load(logits + row * stride + token, mask=token < vocab, other=float("-inf"))
     value = tl.where(value != value, float("inf"), value)  # a NaN is its row's maximum
     peak = tl.max(value, 0)
@@ -109,11 +124,13 @@ def _block_kernel(
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def _row_kernel(parts, ids, bad, num_blocks, BLOCK: tl.constexpr):
+def _row_kernel(parts, ids, bad, num_blocks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    launch_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK)
     base = parts + row * 3 * num_blocks + block
     inside = block < num_blocks
+    wait_for_earlier(PDL)
     best = tl.load(base, mask=inside, other=float("-inf"))
     index = tl.argmax(best, 0, tie_break_left=True)
     peak = tl.max(tl.load(base + 2 * num_blocks, mask=inside, other=float("-inf")), 0)

@@ -1,7 +1,8 @@
 """The product of one row with a weight, which is nothing but reading the weight: y = x W^T + b.
 
 A matrix product made for many rows reads a small weight at a third of the memory's rate, because too few programs have too few reads
-on their way. Here each program reads a few whole rows of the weight in wide pieces, all of them asked for at once.
+on their way. Here each program reads a few whole rows of the weight in wide pieces, all of them asked for at once, the first ones
+while the kernel that makes x still runs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,15 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 _PIECE = 1024
+# Of each thread, for weights that wait for x.
+_REGISTERS_AHEAD = 64
 
 
 def one_row_linear(
@@ -22,6 +30,7 @@ def one_row_linear(
     num_out, width = weight.shape
     out = torch.empty(1, num_out, dtype=x.dtype, device=x.device)
     rows, piece, num_warps = _tile(num_out, width)
+    options = launch_options(x.device)
     _one_row_kernel[(triton.cdiv(num_out, rows),)](
         x,
         weight,
@@ -32,8 +41,10 @@ def one_row_linear(
         WIDTH=width,
         ROWS=rows,
         PIECE=piece,
+        AHEAD=_columns_ahead(width, rows, piece, num_warps) if options["PDL"] else 0,
         BIAS=bias is not None,
         num_warps=num_warps,
+        **options,
     )
     return out
 
@@ -51,6 +62,23 @@ def _tile(num_out: int, width: int) -> tuple[int, int, int]:
     return 1, min(_PIECE, widest), 8
 
 
+def _columns_ahead(width: int, rows: int, piece: int, num_warps: int) -> int:
+    """How many columns of a program's rows registers hold, in whole pieces. Two weights are in a register."""
+    return min(width, 2 * _REGISTERS_AHEAD * 32 * num_warps // (rows * piece) * piece)
+
+
+@triton.jit
+def _load_piece(source, is_row, start, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+    """Columns from `start` on of the rows that begin at `source` [ROWS], as [ROWS, PIECE]."""
+    column = start + tl.arange(0, PIECE)
+    return tl.load(
+        source[:, None] + column[None, :],
+        mask=is_row[:, None] & (column < WIDTH)[None, :],
+        other=0.0,
+        eviction_policy="evict_first",
+    )
+
+
 @triton.jit(do_not_specialize=["num_out"])
 def _one_row_kernel(
     x,
@@ -62,24 +90,31 @@ def _one_row_kernel(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     PIECE: tl.constexpr,
+    AHEAD: tl.constexpr,
     BIAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    """The first AHEAD columns of the weight do not wait for x."""
+    launch_dependents(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PIECE)
-    source = weight + row.to(tl.int64)[:, None] * stride
+    source = weight + row.to(tl.int64) * stride
     is_row = row < num_out
+    ahead = ()
+    for start in tl.static_range(0, AHEAD, PIECE):
+        ahead = ahead + (_load_piece(source, is_row, start, WIDTH, PIECE),)
+    if BIAS:
+        addend = tl.load(bias + row, mask=is_row, other=0.0)
+    wait_for_earlier(PDL)
     total = tl.zeros([ROWS, PIECE], tl.float32)
     for start in tl.static_range(0, WIDTH, PIECE):
-        inside = start + column < WIDTH
-        w = tl.load(
-            source + (start + column)[None, :],
-            mask=is_row[:, None] & inside[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
-        value = tl.load(x + start + column, mask=inside, other=0.0)
+        if start < AHEAD:
+            w = ahead[start // PIECE]
+        else:
+            w = _load_piece(source, is_row, start, WIDTH, PIECE)
+        column = start + tl.arange(0, PIECE)
+        value = tl.load(x + column, mask=column < WIDTH, other=0.0)
         total += w.to(tl.float32) * value.to(tl.float32)[None, :]
     result = tl.sum(total, 1)
     if BIAS:
-        result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
+        result += addend.to(tl.float32)
     tl.store(out + row, result.to(out.dtype.element_ty), mask=is_row)

@@ -6,6 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
+
 _BLOCK = 1024
 
 
@@ -27,6 +33,7 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
             ACTIVATION=_NUMBERS[activation],
             BLOCK=_BLOCK,
             num_warps=4,
+            **launch_options(x.device),
         )
     return out
 
@@ -42,11 +49,14 @@ def _gated_kernel(
     width,
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     source = x + row * x_stride + column
+    wait_for_earlier(PDL)
     gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == 0:

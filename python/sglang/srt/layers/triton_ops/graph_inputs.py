@@ -6,6 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
+
 _BLOCK = 128
 # Lines of the buffer.
 INPUT_IDS, ROWS, SEQ_LENS, POSITIONS, SLOTS = range(5)
@@ -46,6 +52,7 @@ def fill_graph_inputs(
         HAS_AXES=axes is not None,
         BLOCK=_BLOCK,
         num_warps=4,
+        **launch_options(buffer.device),
     )
 
 
@@ -68,10 +75,13 @@ def _fill_kernel(
     padding_len,
     HAS_AXES: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_real, inside = index < num_real, index < size
     target = buffer + index
+    wait_for_earlier(PDL)
     tl.store(target, tl.load(input_ids + index, mask=is_real, other=0), mask=inside)
     tl.store(target + stride, tl.load(rows + index, mask=is_real, other=0), mask=inside)
     lens = tl.load(seq_lens + index, mask=is_real, other=0)

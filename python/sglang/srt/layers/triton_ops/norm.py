@@ -7,6 +7,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 
 def rms_norm(
@@ -50,6 +55,7 @@ def rms_norm(
             OFFSET=weight_offset,
             ROUND=round_before_weight,
             num_warps=min(16, max(1, block // 512)),
+            **launch_options(x.device),
         )
     return out, (x if residual is None else total)
 
@@ -70,10 +76,15 @@ def _rms_norm_kernel(
     WEIGHT: tl.constexpr,
     OFFSET: tl.constexpr,
     ROUND: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
+    if WEIGHT:
+        factor = tl.load(weight + column, mask=inside, other=0.0)
+    wait_for_earlier(PDL)
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     if RESIDUAL:
         value += tl.load(residual + row * residual_stride + column, mask=inside, other=0.0).to(
@@ -86,5 +97,5 @@ def _rms_norm_kernel(
     if ROUND:
         value = value.to(out.dtype.element_ty).to(tl.float32)
     if WEIGHT:
-        value = value * (tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET)
+        value = value * (factor.to(tl.float32) + OFFSET)
     tl.store(out + row * WIDTH + column, value.to(out.dtype.element_ty), mask=inside)

@@ -13,6 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
+
 
 @dataclass(frozen=True)
 class HeadNorm:
@@ -68,6 +74,7 @@ def norm_rope_store(
         BLOCK=block,
         NORM=norm is not None,
         num_warps=max(1, min(4, block * dim // 128)),
+        **launch_options(q.device),
     )
 
 
@@ -94,32 +101,38 @@ def _norm_rope_store_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK heads of one token: of q, of k or of v."""
     HALF: tl.constexpr = DIM // 2
+    launch_dependents(PDL)
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK
     head = tl.arange(0, BLOCK)
+    pair = tl.arange(0, HALF)
+    is_key = first >= NUM_Q
+    if NORM:
+        weight = (k_weight if is_key else q_weight) + pair
+        w1, w2 = tl.load(weight), tl.load(weight + HALF)
+    # The table of angles may be one that a kernel of this step made.
+    wait_for_earlier(PDL)
     slot = tl.load(slots + token).to(tl.int64)
     if first >= NUM_Q + NUM_KV:
         whole = (first - NUM_Q - NUM_KV + head)[:, None] * DIM + tl.arange(0, DIM)[None, :]
         tl.store(values + slot * value_stride + whole, tl.load(v + token * v_stride + whole))
     else:
-        pair = tl.arange(0, HALF)
         row = cos_sin + tl.load(positions + token).to(tl.int64) * DIM
         cos, sin = tl.load(row + pair)[None, :], tl.load(row + HALF + pair)[None, :]
-        is_key = first >= NUM_Q
         own = tl.where(is_key, first - NUM_Q, first)
         offsets = (own + head)[:, None] * DIM + pair[None, :]
         source = (k + token * k_stride if is_key else q + token * q_stride) + offsets
         x1 = tl.load(source).to(tl.float32)
         x2 = tl.load(source + HALF).to(tl.float32)
         if NORM:
-            weight = (k_weight if is_key else q_weight) + pair
             square = tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)
             scale = (1.0 / tl.sqrt_rn(square / DIM + eps))[:, None]
-            x1 = x1 * scale * tl.load(weight).to(tl.float32)[None, :]
-            x2 = x2 * scale * tl.load(weight + HALF).to(tl.float32)[None, :]
+            x1 = x1 * scale * w1.to(tl.float32)[None, :]
+            x2 = x2 * scale * w2.to(tl.float32)[None, :]
             x1 = x1.to(q.dtype.element_ty).to(tl.float32)
             x2 = x2.to(q.dtype.element_ty).to(tl.float32)
         y1 = (x1 * cos - x2 * sin).to(q.dtype.element_ty)

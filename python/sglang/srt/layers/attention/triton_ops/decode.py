@@ -22,6 +22,11 @@ from sglang.srt.layers.attention.triton_ops.common import (
     score_factors,
     with_dense_heads,
 )
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def decode_attention(
         SINGLE=is_single,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **launch_options(q.device),
     )
     if not is_single:
         _combine_kernel[(num_heads, batch)](
@@ -143,6 +149,7 @@ def decode_attention(
             LOCAL=options.window > 0 or options.chunk > 0,
             SINKS=options.sinks is not None,
             num_warps=4,
+            **launch_options(q.device),
         )
     return out
 
@@ -205,12 +212,15 @@ def _decode_kernel(
     OFFSETS: tl.constexpr,
     V_IS_K: tl.constexpr,
     SINGLE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One split of one request for the HEADS query heads of a block of a kv head's group."""
+    launch_dependents(PDL)
     split = tl.program_id(0)
     kv_head = tl.program_id(1) // HEAD_BLOCKS
     head_block = tl.program_id(1) % HEAD_BLOCKS
     request = tl.program_id(2).to(tl.int64)
+    wait_for_earlier(PDL)
     length = tl.load(lens + request).to(tl.int32)
     span = tl.load(split_len)
     begin = _first_visible(length, window, CHUNK, LOCAL) + split * span
@@ -327,11 +337,14 @@ def _combine_kernel(
     CHUNK: tl.constexpr,
     LOCAL: tl.constexpr,
     SINKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The splits of one request and head, weighted by their sums of exponentials. Splits that no key fell into were
     not written and are not read."""
+    launch_dependents(PDL)
     head = tl.program_id(0)
     request = tl.program_id(1).to(tl.int64)
+    wait_for_earlier(PDL)
     length = tl.load(lens + request).to(tl.int32)
     span = tl.load(split_len)
     used = (length - _first_visible(length, window, CHUNK, LOCAL) + span - 1) // span

@@ -15,6 +15,11 @@ import triton.language as tl
 
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix, Gate
 from sglang.srt.layers.moe.tiles import Tile
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 from sglang.srt.layers.triton_ops.moe.activation import activate
 from sglang.srt.layers.triton_ops.moe.sort import Blocks
 
@@ -74,6 +79,7 @@ def grouped_product(
         GROUP=tile.group_m,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **launch_options(rows.device),
     )
     return out
 
@@ -144,9 +150,12 @@ def _grouped_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     NUM_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     EVEN_K: tl.constexpr = WIDTH % BLOCK_K == 0
+    launch_dependents(PDL)
+    wait_for_earlier(PDL)
     used = tl.load(num_blocks)
     program = tl.program_id(0)
     if program >= used * NUM_N:

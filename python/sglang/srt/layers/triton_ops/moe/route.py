@@ -7,6 +7,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 
 def choose_experts(
@@ -42,6 +47,7 @@ def choose_experts(
             BIAS=correction_bias is not None,
             RENORMALIZE=renormalize,
             num_warps=1 if columns <= 256 else 4,
+            **launch_options(logits.device),
         )
     return weights, ids
 
@@ -60,10 +66,13 @@ def _choose_kernel(
     SIGMOID: tl.constexpr,
     BIAS: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, COLUMNS)
     inside = expert < EXPERTS
+    wait_for_earlier(PDL)
     value = tl.load(logits + token * stride + expert, mask=inside, other=float("-inf"))
     value = value.to(tl.float32)
     if SIGMOID:

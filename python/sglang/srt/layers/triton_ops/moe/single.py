@@ -18,6 +18,11 @@ import triton.language as tl
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix, Gate
 from sglang.srt.layers.moe.tiles import Tile
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 from sglang.srt.layers.triton_ops.moe.activation import activate
 from sglang.srt.layers.triton_ops.moe.total import Share
 
@@ -52,6 +57,7 @@ def single_first(
         ALPHA=gate.alpha,
         LIMIT=gate.limit,
         **_constants(matrix, tile),
+        **launch_options(rows.device),
     )
     return out
 
@@ -85,6 +91,7 @@ def single_second(
         SLOTS=next_power_of_2(top_k),
         WEIGHTS=share.weights is not None,
         **_constants(matrix, tile),
+        **launch_options(rows.device),
     )
     return out
 
@@ -184,9 +191,13 @@ def _first_kernel(
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     PIECE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Lines: gate and up of one output side by side."""
     HALVES: tl.constexpr = 2 if GATED else 1
+    launch_dependents(PDL)
+    # Which rows of the weights are read follows from the choices.
+    wait_for_earlier(PDL)
     choice = tl.program_id(1)
     expert = tl.load(ids + choice).to(tl.int64)
     if (expert < 0) | (expert >= EXPERTS):
@@ -255,13 +266,16 @@ def _second_kernel(
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     PIECE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Lines: the same outputs of all choices of a token."""
+    launch_dependents(PDL)
     token = tl.program_id(1).to(tl.int64)
     line = tl.arange(0, SLOTS * ROWS)
     slot = line // ROWS
     output = tl.program_id(0) * ROWS + line % ROWS
     choice = token * TOP_K + slot
+    wait_for_earlier(PDL)
     expert = tl.load(ids + choice, mask=slot < TOP_K, other=-1).to(tl.int64)
     is_line = (output < OUT) & (expert >= 0) & (expert < EXPERTS)
     expert = tl.where(is_line, expert, 0)

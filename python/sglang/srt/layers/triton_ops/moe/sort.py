@@ -16,6 +16,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 # Up to here every expert's program looks at all choices, in one launch; beyond, each choice is looked at twice, in three.
 _MAX_ONE_LAUNCH = 4096
@@ -61,6 +66,7 @@ def sort_by_expert(ids: torch.Tensor, num_experts: int, size: int) -> Blocks:
         SIZE=size,
         CHUNK=min(_CHUNK, max(16, next_power_of_2(num_choices))),
         num_warps=4,
+        **launch_options(device),
     )
     return blocks
 
@@ -127,11 +133,14 @@ def _sort_kernel(
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program for each expert."""
+    launch_dependents(PDL)
     expert = tl.program_id(0)
     index = tl.arange(0, CHUNK)
     totals = tl.zeros([COLUMNS], tl.int32)
+    wait_for_earlier(PDL)
     for start in range(0, num_choices, CHUNK):
         totals += tl.histogram(_load_ids(ids, start + index, num_choices, EXPERTS), COLUMNS)
     first = _begin_expert(

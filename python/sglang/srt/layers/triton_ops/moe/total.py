@@ -9,6 +9,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
+from sglang.srt.layers.triton_ops.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 _BLOCK = 1024
 
@@ -47,6 +52,7 @@ def add_up(
         WEIGHTS=share.weights is not None,
         BLOCK=block,
         num_warps=4,
+        **launch_options(parts.device),
     )
     return out
 
@@ -63,11 +69,14 @@ def _add_up_kernel(
     TOP_K: tl.constexpr,
     WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     total = tl.zeros([BLOCK], tl.float32)
+    wait_for_earlier(PDL)
     for slot in tl.static_range(TOP_K):
         choice = row * TOP_K + slot
         expert = tl.load(ids + choice)

@@ -1,0 +1,87 @@
+"""What a scheduler process with a GPU begins before anything else, in threads beside its imports.
+
+The context of a GPU is made by the driver, most of the import of transformers is reading the names of thousands of files, and Triton reads its
+own library of hundreds of megabytes and has a C module compiled before it looks for a kernel. None of that needs the interpreter all the time.
+Whoever needs what they prepare makes it, should it be missing, and meets the error that ended them here.
+
+What they import must not import torch or anything of this package, which the main thread imports meanwhile: two threads that import
+modules which need each other see them half made. transformers puts another module in its own place when it has been imported; a
+thread that waits for that import gets the one that was there first, without its names. Hence `wait_for_imports` before its first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+DRIVER = "libcuda.so.1"
+# The second one reads the same files once more; config classes need it.
+TRANSFORMERS = ("transformers", "transformers.models")
+_IMPORTING = "import"
+
+
+def begin_prefetch(device: str, gpu: int) -> list[threading.Thread]:
+    """Start the threads; none for the CPU and where there is no driver. `gpu` is the number of this rank's. Returns them, for tests."""
+    if device == "cpu":
+        return []
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return []  # torch says so later, in its own words
+    # As torch sets it, which comes too late for a context made here: kernels are loaded when they are first used.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+    return [
+        _start("make-context", lambda: make_context(driver, gpu)),
+        _start(f"{_IMPORTING}-transformers", lambda: _import(*TRANSFORMERS)),
+        _start("prepare-triton", _prepare_triton),
+    ]
+
+
+def wait_for_imports(threads: list[threading.Thread]) -> None:
+    """Until the threads that import are done, as the main thread must before it uses what they import."""
+    for thread in threads:
+        if thread.name.startswith(_IMPORTING):
+            thread.join()
+
+
+def make_context(driver: ctypes.CDLL, gpu: int) -> bool:
+    """Make the primary context of `gpu`, which torch then finds; False where the driver refuses. ctypes lets go of the interpreter."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    calls: tuple[Callable[[], int], ...] = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), gpu),
+        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+    )
+    return all(call() == 0 for call in calls)
+
+
+def _import(*names: str) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def _prepare_triton() -> None:
+    """What Triton does once in a process: the hash of its own files, and its module of driver calls."""
+    cache = importlib.import_module("triton.runtime.cache")
+    cache.triton_key()
+    importlib.import_module("triton.backends.nvidia.driver").CudaUtils()
+
+
+def _start(name: str, work: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        except (
+            Exception
+        ) as error:  # boundary of the thread: who needs the result meets the error again
+            logger.debug("%s ended early: %s: %s", name, type(error).__name__, error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread

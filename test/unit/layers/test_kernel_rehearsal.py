@@ -1,0 +1,144 @@
+"""Kernels of rehearsed steps: what is noted, what is compiled, and that launches find it. The last on Triton's compiler, where it is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
+
+CPU = torch.device("cpu")
+CASES = Path(__file__).with_name("rehearsal_cases.py")
+
+
+class Compiled:
+    """A compiled kernel, and the promise of one. Asking for `run` loads it."""
+
+    def __init__(self, kernel: Kernel, specialization: str) -> None:
+        self._kernel, self._specialization = kernel, specialization
+
+    def result(self, ignore_errors):
+        assert ignore_errors
+        return None if self._specialization == "refused" else self
+
+    @property
+    def run(self):
+        if self._specialization == "too large":
+            raise RuntimeError("out of shared memory")
+        self._kernel.loaded.append((self._specialization, threading.current_thread().name))
+
+
+class Kernel:
+    """Triton's part: asks the hook before it compiles, and launches what is compiled."""
+
+    def __init__(self, triton, module: str = "sglang.srt.kernels", name: str = "add") -> None:
+        self._triton, self._module, self._name = triton, module, name
+        self.compiled: list[str] = []
+        self.loaded: list[tuple[str, str]] = []
+        self.launched: list[str] = []
+
+    def launch(self, specialization: str) -> None:
+        hook = self._triton.knobs.runtime.jit_cache_hook
+        if specialization not in self.compiled:
+            info = SimpleNamespace(module=self._module, name=self._name, jit_function=self)
+            data = {"specialization_data": specialization}
+            asked = {"key": "k", "repr": "r", "is_manual_warmup": False, "already_compiled": False}
+            if hook is not None and hook(fn=info, compile=data, **asked):
+                return
+            self.compiled.append(specialization)
+        self.launched.append(specialization)
+
+    def preload(self, specialization: str) -> None:
+        assert self._triton.knobs.runtime.jit_cache_hook is None, "nothing would be compiled"
+        assert self._triton.pools, "one thread would do it all"
+        self.compiled.append(specialization)
+        return Compiled(self, specialization)
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    module = ModuleType("triton")
+    module.knobs = SimpleNamespace(runtime=SimpleNamespace(jit_cache_hook=None))
+    module.pools = []
+
+    class AsyncCompileMode:
+        def __init__(self, pool, *, ignore_errors):
+            assert ignore_errors
+
+        def __enter__(self):
+            module.pools.append(self)
+
+        def __exit__(self, *error):
+            module.pools.remove(self)
+
+    module.AsyncCompileMode = AsyncCompileMode
+    monkeypatch.setitem(sys.modules, "triton", module)
+    return module
+
+
+def test_each_specialisation_is_compiled_once_and_not_launched(triton):
+    kernel, rehearsal = Kernel(triton), KernelRehearsal()
+    kernel.launch("there before")
+    with rehearsal.pretend():
+        for specialization in ("a", "b", "a", "there before"):
+            kernel.launch(specialization)
+    assert len(rehearsal) == 2
+    assert kernel.launched == ["there before", "there before"]
+    assert rehearsal.compile(CPU) >= 0.0
+    assert sorted(name for name, _ in kernel.loaded) == ["a", "b"]
+    assert all(thread.startswith("compile") for _, thread in kernel.loaded)
+    assert kernel.compiled == ["there before", "a", "b"] and len(rehearsal) == 0
+    kernel.launch("b")
+    assert kernel.launched[-1] == "b" and len(kernel.compiled) == 3
+
+
+def test_kernels_of_other_packages_run_as_ever(triton):
+    kernel, rehearsal = Kernel(triton, module="plugin.kernels"), KernelRehearsal()
+    with rehearsal.pretend():
+        kernel.launch("a")
+    assert kernel.launched == kernel.compiled == ["a"] and len(rehearsal) == 0
+    rehearsal.compile(CPU)
+    assert kernel.compiled == ["a"]
+
+
+def test_what_cannot_be_compiled_or_loaded_is_left_to_its_launch(triton):
+    kernel, rehearsal = Kernel(triton), KernelRehearsal()
+    with rehearsal.pretend():
+        for specialization in ("refused", "too large", "a"):
+            kernel.launch(specialization)
+    rehearsal.compile(CPU)
+    assert [name for name, _ in kernel.loaded] == ["a"]
+
+
+def test_threads_load_on_the_device_of_the_rank(triton, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    kernel, rehearsal = Kernel(triton), KernelRehearsal()
+    with rehearsal.pretend():
+        kernel.launch("a")
+    rehearsal.compile(torch.device("cuda", 3))
+    assert used == [torch.device("cuda", 3)]
+
+
+def test_the_hook_that_was_there_comes_back_after_an_error(triton):
+    triton.knobs.runtime.jit_cache_hook = before = lambda **_: False
+    with pytest.raises(RuntimeError, match="cannot be captured"), KernelRehearsal().pretend():
+        assert triton.knobs.runtime.jit_cache_hook is not before
+        raise RuntimeError("cannot be captured")
+    assert triton.knobs.runtime.jit_cache_hook is before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_launches_find_what_triton_compiled():
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run([sys.executable, str(CASES)], env=env, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.split() == ["noted", "2", "loaded", "2", "missing", "0"]
