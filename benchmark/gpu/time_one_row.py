@@ -1,6 +1,6 @@
 """One-row products at the shapes of the measured models: torch's against ours at several tile shapes, in microseconds and TB/s.
 
-Weights rotate through more memory than the cache holds; times are of replayed graphs.
+Of gate and up also the product with the activation, in two kernels and in one. Weights rotate through more memory than the cache holds; times are of replayed graphs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import torch
 
 from sglang.srt.layers.triton_ops import few_rows
+from sglang.srt.layers.triton_ops.gated import gated_activation
 
 SHAPES = {
     "0.6b qkv": (4096, 1024),
@@ -74,12 +75,24 @@ def main() -> None:
                 for weight in weights:
                     few_rows._one_row_kernel[(-(-num_out // rows),)](  # noqa: B023
                         x, weight, x, out, num_out, width, WIDTH=width, ROWS=rows, PIECE=piece,  # noqa: B023
-                        AHEAD=0, BIAS=False, PDL=False, num_warps=warps,
+                        AHEAD=0, BIAS=False, ACTIVATION=None, PDL=False, num_warps=warps,
                     )  # fmt: skip
 
             found_tiles.append((graph_time(tile_call, count), rows, piece, warps))
         for spent, rows, piece, warps in sorted(found_tiles)[:3]:
             line += f"  {spent:.2f} ({rows}x{piece} w{warps})"
+        if name.endswith("gate up"):
+
+            def two_call(x=x, weights=weights):
+                for weight in weights:
+                    gated_activation(few_rows.one_row_linear(x, weight), "silu")
+
+            def gated_call(x=x, weights=weights):
+                for weight in weights:
+                    few_rows.one_row_gated_linear(x, weight, None, "silu")
+
+            two, one = graph_time(two_call, count), graph_time(gated_call, count)
+            line += f"  activated: in two {two:.2f}, in one {one:.2f}"
         print(line, flush=True)
         del weights
 

@@ -21,24 +21,25 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 9:
 import triton
 import triton.language as tl
 
+from sglang.srt.distributed.device_communicators.peer_memory import PeerMemory, inbox_words
 from sglang.srt.layers.attention.triton_ops.decode import DecodeOptions, decode_attention
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
 from sglang.srt.layers.moe.fused_experts import run_fused
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Tile, Tiles
-from sglang.srt.layers.triton_ops import dependent_launch
 from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
-from sglang.srt.layers.triton_ops.dependent_launch import (
-    launch_dependents,
-    launch_options,
-    wait_for_earlier,
-)
-from sglang.srt.layers.triton_ops.few_rows import one_row_linear
+from sglang.srt.layers.triton_ops.few_rows import one_row_gated_linear, one_row_linear
 from sglang.srt.layers.triton_ops.gated import gated_activation
 from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
 from sglang.srt.layers.triton_ops.moe.route import choose_experts
 from sglang.srt.layers.triton_ops.norm import rms_norm
 from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
+from sglang.srt.utils import dependent_launch
+from sglang.srt.utils.dependent_launch import (
+    launch_dependents,
+    launch_options,
+    wait_for_earlier,
+)
 
 DEVICE = "cuda"
 DTYPE = torch.bfloat16
@@ -187,6 +188,31 @@ def product_case(num_out: int, width: int, has_bias: bool) -> Case:
     return Case(rows(1, width), lambda t: [one_row_linear(t["x"], weight, bias)])
 
 
+def gated_product_case(num_out: int, width: int, activation: str) -> Case:
+    weight = (torch.randn(2 * num_out, width) / width**0.5).to(DTYPE)
+
+    def call(t: Tensors) -> list[torch.Tensor]:
+        return [one_row_gated_linear(t["x"], weight, None, activation)]
+
+    return Case(rows(1, width), call)
+
+
+def rank_sum_case(num_rows: int, width: int) -> Case:
+    """Of a group of one, which finds nothing in its inbox; its sum, added and normed, is a sum of the next call."""
+    weight = torch.randn(width).to(DTYPE)
+    inbox = torch.zeros(inbox_words(1), dtype=torch.int64)
+    peers = PeerMemory(0, 1, torch.tensor([inbox.data_ptr()]), inbox)
+
+    def make() -> Tensors:
+        return {name: torch.randn(num_rows, width).to(DTYPE) for name in ("x", "residual")}
+
+    def call(t: Tensors) -> list[torch.Tensor]:
+        normed, total = peers.all_reduce_add_norm(t["x"], t["residual"], weight, 1e-6)
+        return [normed, total, peers.all_reduce(normed)]
+
+    return Case(make, call)
+
+
 def norm_case(num_rows: int, width: int) -> Case:
     weight = torch.randn(width).to(DTYPE)
 
@@ -219,8 +245,10 @@ def rope_case(num_tokens: int) -> Case:
     return Case(make, call)
 
 
-def attention_case(num_splits: int) -> Case:
-    batch, num_heads, num_kv, dim, num_slots = 3, 8, 4, 64, 512
+def attention_case(
+    num_splits: int, num_heads: int = 8, num_kv: int = 4, dim: int = 64, split_len: int = 64
+) -> Case:
+    batch, num_slots = 3, 512
 
     def make() -> Tensors:
         return {
@@ -230,7 +258,7 @@ def attention_case(num_splits: int) -> Case:
             "table": torch.randint(1, num_slots, (4, 256), dtype=torch.int32),
             "rows": 1 + torch.randperm(3),
             "lens": torch.randint(1, 256, (batch,)),
-            "split_len": torch.tensor([256 if num_splits == 1 else 64], dtype=torch.int32),
+            "split_len": torch.tensor([256 if num_splits == 1 else split_len], dtype=torch.int32),
         }
 
     def call(t: Tensors) -> list[torch.Tensor]:
@@ -300,6 +328,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "product 1024x3072": lambda: product_case(1024, 3072, True),
     "product 512x14336": lambda: product_case(512, 14336, False),
     "product 77x1500": lambda: product_case(77, 1500, True),
+    "gated product 3072x1024": lambda: gated_product_case(3072, 1024, "silu"),
+    "gated product 1031x4096": lambda: gated_product_case(1031, 4096, "gelu_tanh"),
+    "sum of ranks 1x4096": lambda: rank_sum_case(1, 4096),
+    "sum of ranks 64x1024": lambda: rank_sum_case(64, 1024),
     "norm 1x1024": lambda: norm_case(1, 1024),
     "norm 700x4096": lambda: norm_case(700, 4096),
     "activation": lambda: Case(rows(3, 6144), lambda t: [gated_activation(t["x"], "silu")]),
@@ -307,6 +339,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "rope 9": lambda: rope_case(9),
     "attention in one": lambda: attention_case(1),
     "attention split": lambda: attention_case(4),
+    "attention in many splits": lambda: attention_case(16, split_len=16),
+    "attention of many heads": lambda: attention_case(4, 16, 1, 128),
     "greedy choice": lambda: choice_case(False),
     "drawn choice": lambda: choice_case(True),
     "inputs": fill_case,
@@ -344,6 +378,12 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return one_row_linear(x, weight) if len(x) == 1 else torch.nn.functional.linear(x, weight)
 
 
+def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if len(x) == 1:
+        return one_row_gated_linear(x, weight, None, "silu")
+    return gated_activation(linear(x, weight), "silu")
+
+
 class Layer:
     def __init__(self, tiles: Tiles | None) -> None:
         def matrix(num_out: int, width: int) -> torch.Tensor:
@@ -377,7 +417,7 @@ class Layer:
         (x,) = step.keep(linear(*step.keep(attended.flatten(1)), self.o))
         x, residual = step.keep(*rms_norm(x, self.norms[1], 1e-6, residual))
         if self.tiles is None:
-            (x,) = step.keep(gated_activation(*step.keep(linear(x, self.gate_up)), "silu"))
+            (x,) = step.keep(gated_linear(x, self.gate_up))
             return step.keep(linear(x, self.down))[0], residual
         logits = linear(x, self.router)
         weights, ids = choose_experts(logits, 4, is_sigmoid=False, renormalize=True)

@@ -28,6 +28,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner, RunnerConfig
 from sglang.srt.model_executor.worker import TpWorker
 from sglang.srt.multimodal.embedding_cache import clear_mm_embedding_caches
 from sglang.srt.platforms import create_platform
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
@@ -313,10 +314,10 @@ class _RecordingWorker:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def launch(self, plan: StepPlan) -> Launched:
+    def forward(self, plan: StepPlan) -> None:
         holders = self._planner.running + self._planner.prefilling
         rids = {req.cache.row: req.rid for req in holders if req.cache is not None}
-        launched = self._worker.launch(plan)
+        self._worker.forward(plan)
         first = 0
         for index, work in enumerate(plan.works):
             rows = self._runner.full_logits[first : first + work.num_tokens]
@@ -333,7 +334,9 @@ class _RecordingWorker:
                 resumed=sum(bool(setup.output_ids) for setup in plan.setups),
             )
         )
-        return launched
+
+    def sample(self, masks: RowMasks | None) -> Launched:
+        return self._worker.sample(masks)
 
 
 class _ListeningRunner:

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.constrained.base import InvalidGrammarError, clear_tail, mask_words
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_batch import SamplingTable
 
 SCHEMA = {
@@ -80,7 +81,7 @@ def generate(matcher, tokenizer, vocab_size, seed: int, forced=(), limit: int = 
         logits = 3 * torch.randn(1, vocab_size, generator=generator)
         # Whitespace may repeat without end; a model would not want that.
         logits[0, tokenizer.convert_tokens_to_ids(["Ġ", "ĠĠ", "Ċ", "ĉ", "č"])] -= 20
-        out = sampler(logits, table.batch([0], [work], {0: mask.tobytes()}))
+        out = sampler(logits, table.batch([0], [work], RowMasks([0], mask[None])))
         token = out.next_ids.item()
         assert not out.bad.any() and matcher.accept_token(token)
         ids.append(token)

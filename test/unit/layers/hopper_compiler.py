@@ -16,13 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from sglang.srt.distributed.device_communicators.peer_memory import PeerMemory
 from sglang.srt.layers.attention.triton_ops.decode import DecodeOptions, decode_attention
 from sglang.srt.layers.few_rows_tiles import Tile as RowsTile
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
 from sglang.srt.layers.moe.fused_experts import run_fused
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Tile, Tiles
-from sglang.srt.layers.triton_ops import dependent_launch
 from sglang.srt.layers.triton_ops.choose import choose_tokens
 from sglang.srt.layers.triton_ops.few_rows import one_row_linear
 from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
@@ -31,6 +31,7 @@ from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
 from sglang.srt.layers.triton_ops.moe.route import choose_experts
 from sglang.srt.layers.triton_ops.norm import rms_norm
 from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
+from sglang.srt.utils import dependent_launch
 
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -118,6 +119,11 @@ def launch_all() -> None:
     decode_attention(
         empty(1, 4, 64), *pools, rows, numbers(1), numbers(1), None, 4, split_len, options
     )
+    latent = empty(8, 1, 128)
+    many_heads = empty(1, 16, 128)
+    decode_attention(
+        many_heads, latent, latent, rows, numbers(1), numbers(1), None, 4, split_len, options
+    )
     choose_tokens(empty(2, 9000, dtype=torch.float32))
     weights, ids = choose_experts(empty(2, 8), 2, is_sigmoid=False, renormalize=True)
     matrices = ExpertMatrix(empty(8, 128, 64)), ExpertMatrix(empty(8, 64, 64))
@@ -127,6 +133,8 @@ def launch_all() -> None:
         Tiles(16, Tile(32, 32, 1, 4, 2), Tile(32, 32, 1, 4, 2)),
     ):
         run_fused(empty(2, 64), *matrices, weights, ids, config, tiles)
+    peers = PeerMemory(1, 2, numbers(2), numbers(1))
+    peers.all_reduce_add_norm(empty(1, 256), empty(1, 256), empty(256), 1e-6)
 
 
 if __name__ == "__main__":

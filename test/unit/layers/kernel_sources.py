@@ -10,15 +10,19 @@ import sglang.srt.layers
 
 LAYERS = Path(next(iter(sglang.srt.layers.__path__)))
 FOLDERS = ("triton_ops", "triton_ops/moe", "attention/triton_ops")
+# A kernel, and the file that launches it.
+PEERS = ("peer_kernel.py", "peer_memory.py")
 # What a step only reads.
-PARAMETERS = {"weight", "bias", "q_weight", "k_weight"}
+PARAMETERS = {"weight", "bias", "q_weight", "k_weight", "inboxes"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for folder in FOLDERS:
         for path in sorted((LAYERS / folder).glob("*.py")):
-            if path.name != "dependent_launch.py":
-                yield f"{folder}/{path.name}", ast.parse(path.read_text())
+            yield f"{folder}/{path.name}", ast.parse(path.read_text())
+    folder = LAYERS.parent / "distributed" / "device_communicators"
+    parts = [ast.parse((folder / name).read_text()) for name in PEERS]
+    yield f"distributed/{PEERS[0]}", ast.Module([x for part in parts for x in part.body], [])
 
 
 def kernels(module: ast.Module) -> dict[str, ast.FunctionDef]:
@@ -38,7 +42,7 @@ def launched_early(module: ast.Module) -> set[str]:
 
 def launches(module: ast.Module) -> Iterator[tuple[str, bool]]:
     """Each `kernel[grid](...)` by its name, and whether it is an early one."""
-    for function in module.body:
+    for function in ast.walk(module):
         if not isinstance(function, ast.FunctionDef):
             continue
         options = {

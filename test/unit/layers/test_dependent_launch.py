@@ -33,7 +33,9 @@ EARLY = {
     "triton_ops/moe/single.py": {"_first_kernel", "_second_kernel"},
     "triton_ops/moe/sort.py": {"_sort_kernel"},
     "triton_ops/moe/total.py": {"_add_up_kernel"},
-    "attention/triton_ops/decode.py": {"_combine_kernel", "_decode_kernel"},
+    "attention/triton_ops/decode.py": {"_decode_kernel"},
+    "attention/triton_ops/decode_splits.py": {"_combine_kernel"},
+    "distributed/peer_kernel.py": {"peer_kernel"},
 }
 MODULES = dict(kernel_sources.modules())
 
@@ -117,7 +119,7 @@ def test_the_rule_finds_mistakes(body: str, reason: str | None) -> None:
 def test_when_kernels_are_launched_early(
     monkeypatch, device, capability, cuda, wanted, is_early
 ) -> None:
-    from sglang.srt.layers.triton_ops import dependent_launch
+    from sglang.srt.utils import dependent_launch
 
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -147,7 +149,7 @@ def test_programs_wait_as_compiled_for_hopper(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     compiled = json.loads(output_of(done))
     assert set(compiled) == set().union(*EARLY.values())
-    reading = {"_one_row_kernel", "_rms_norm_kernel", "_norm_rope_store_kernel"}
+    reading = {"_one_row_kernel", "_rms_norm_kernel", "_norm_rope_store_kernel", "peer_kernel"}
     for name, steps in compiled.items():
         before, after = steps[: steps.index("wait")], steps[steps.index("wait") + 1 :]
         # Small weights are not worth asking for ahead of several rows.

@@ -529,4 +529,5 @@ def test_default_backend(device, capability, packages, proven, expected):
 
 
 def test_only_what_has_run_on_a_gpu_is_chosen_unasked():
-    assert default_attention_backend("cuda", (9, 0), ALL)[0] == "triton"
+    assert default_attention_backend("cuda", (9, 0), ALL)[0] == "fa3"
+    assert default_attention_backend("cuda", (8, 0), ALL)[0] == "triton"  # not flashinfer

@@ -20,8 +20,9 @@ RUNNER = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
-def test_kernels_in_the_interpreter():
-    done = run_cases("triton_cases.py", ROOT / "test" / "gpu")
+@pytest.mark.parametrize("name", ["triton_cases.py", "triton_decode_cases.py"])
+def test_kernels_in_the_interpreter(name):
+    done = run_cases(name, ROOT / "test" / "gpu")
     if "the interpreter cannot run loops" in done.stdout:
         pytest.skip("this Triton's interpreter and this numpy do not fit together")
     output = output_of(done)

@@ -234,20 +234,24 @@ def test_scaled_cache():
     check(world.run(make_backend(world), save_kv_cache=False), world)
 
 
+@pytest.mark.parametrize("num_layouts", [1, 2])
 @pytest.mark.parametrize("window", [-1, 20])
-def test_captured_decode_reads_its_buffers_at_every_replay(window):
-    """What the kernels read at a replay is what was captured: same tensors, new contents."""
+def test_captured_decode_reads_its_buffers_at_every_replay(window, num_layouts):
+    """What the kernels read at a replay is what was captured last: same tensors, new contents."""
     case = Case("decode", (37, 5, 70, 1), layer={"sliding_window_size": window})
     world = World(case, torch.float32, "cpu")
     backend = make_backend(world)
     backend.init_cuda_graph_state(8, 8)
     fill = backend.get_cuda_graph_seq_len_fill_value()
     zeros, ones = torch.zeros(4, dtype=torch.int64), torch.full((4,), fill)
-    backend.init_forward_metadata_capture_cuda_graph(
-        4, 4, zeros, ones, None, ForwardMode.DECODE, None
-    )
+    for _ in range(num_layouts):
+        backend.init_forward_metadata_capture_cuda_graph(
+            4, 4, zeros, ones, None, ForwardMode.DECODE, None
+        )
     captured = backend.forward_metadata.decode
     addresses = [captured.rows.data_ptr(), captured.lens.data_ptr()]
+    laid_out = captured.splits[-1, 0, False]
+    assert laid_out.num_splits * int(laid_out.split_len) >= backend.max_context_len
     splits = backend.find_splits(captured, window, 0, False)
     batch = world.batch()
     backend.init_forward_metadata_replay_cuda_graph(

@@ -174,7 +174,11 @@ def test_short_prefills(has_mrope, without_a_gpu):
     assert not runner.can_replay(batch)
 
 
-def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu):
+@pytest.mark.parametrize("runs_prefills_too", [True, False])
+def test_kernels_are_compiled_together_before_anything_is_captured(
+    without_a_gpu, runs_prefills_too
+):
+    """Decode steps that a package's backend attends in are not rehearsed: its kernels would run on pages that nobody listed."""
     events, steps = [], Steps(has_mrope=False)
 
     class Rehearsal:
@@ -196,18 +200,20 @@ def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu
         events.append(len(batch.input_ids))
         return steps.forward(batch)
 
-    def create_prefill(runner):
-        return PrefillGraphRunner(forward, Backend(), {}, torch.device("cpu"))
-
     without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
     without_a_gpu.setattr(cuda_graph_runner, "KernelRehearsal", Rehearsal)
-    without_a_gpu.setattr(CudaGraphRunner, "_create_prefill_runner", create_prefill)
     platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
     config = GraphConfig((1, 2, 4), rehearse=True)
-    runner = CudaGraphRunner(config, forward, Backend(), {}, platform)
+    backend = Backend()
+    prefills = backend if runs_prefills_too else Backend()
+    runner = CudaGraphRunner(config, forward, backend, {}, platform, prefills)
     counts = prefill_graph_runner.TOKEN_COUNTS
-    assert events[:8] == ["begin", 1, 2, 4, counts[0], counts[-1], "end", "compile"]
-    assert events[8:] == [4] * 3 + [2] * 2 + [1] * 2 + [n for n in reversed(counts) for _ in (0, 1)]
+    rehearsed = [*([1, 2, 4] if runs_prefills_too else []), counts[0], counts[-1]]
+    begun = ["begin", *rehearsed, "end", "compile"]
+    assert events[: len(begun)] == begun
+    assert events[len(begun) :] == [4] * 3 + [2] * 2 + [1] * 2 + [
+        n for n in reversed(counts) for _ in (0, 1)
+    ]
     batch = decode(3)
     got = runner.replay(batch).next_token_logits
     torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)

@@ -12,14 +12,15 @@ import os
 import pytest
 import torch
 
+from sglang.srt.layers import gated_linear
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.attention.vision import _attend_by_sequence
 from sglang.srt.layers.few_rows_tiles import Tile, rule
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding import get_rope
-from sglang.srt.layers.triton_ops import choose, graph_inputs
+from sglang.srt.layers.triton_ops import choose, few_rows, graph_inputs
 from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
-from sglang.srt.layers.triton_ops.few_rows import one_row_linear
+from sglang.srt.layers.triton_ops.few_rows import one_row_gated_linear, one_row_linear
 from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
 from sglang.srt.layers.triton_ops.gated import gated_activation
 from sglang.srt.layers.triton_ops.graph_inputs import fill_graph_inputs
@@ -27,6 +28,7 @@ from sglang.srt.layers.triton_ops.norm import rms_norm
 from sglang.srt.layers.triton_ops.norm_rope import HeadNorm, norm_rope_store
 from sglang.srt.layers.triton_ops.vision_attention import attend_within
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.models.common.mlp import GatedMLP
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -191,6 +193,52 @@ def test_one_row_linear(dtype, num_out, width, has_bias):
         x.double(), weight.double(), None if bias is None else bias.double()
     )
     check(one_row_linear(x, weight, bias), want.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_out, width", [(40, 96), (7, 1500), (33, 9000)])
+@pytest.mark.parametrize("name", ["silu", "gelu_tanh", "gelu"])
+def test_one_row_gated_linear(dtype, num_out, width, name):
+    """The same as the product and the activation one after the other, but for the order of sums."""
+    x = torch.randn(1, width).to(dtype)
+    weight = (torch.randn(2 * num_out, width) * 3 / width**0.5).to(dtype)
+    bias = torch.randn(2 * num_out).to(dtype)
+    settle()
+    for added in (None, bias):
+        want = gated_activation(one_row_linear(x, weight, added), name)
+        check(one_row_gated_linear(x, weight, added, name), want)
+
+
+class OtherActivation(SiluAndMul):
+    pass
+
+
+@pytest.mark.parametrize(
+    "why_apart", ["", "two rows", "watched", "watched activation", "another activation"]
+)
+def test_gated_mlp_of_one_row(monkeypatch, why_apart):
+    mlp = GatedMLP(96, 40, "silu", bias=True).half()
+    for parameter in mlp.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape) / 5)
+    settle()
+    x = torch.randn(2 if why_apart == "two rows" else 1, 96).half()
+    gate_up, _ = mlp.gate_up_proj(x)
+    want, _ = mlp.down_proj(mlp.act_fn.forward_native(gate_up))
+    if why_apart.startswith("watched"):
+        seen = mlp.act_fn if "activation" in why_apart else mlp.gate_up_proj
+        seen.register_forward_hook(lambda *_: None)
+    if why_apart == "another activation":
+        mlp.act_fn = OtherActivation()
+    calls = []
+    monkeypatch.setattr(gated_linear, "suits_one_row_kernel", lambda x, weight: len(x) == 1)
+
+    def note(*args):
+        calls.append(args)
+        return one_row_gated_linear(*args)
+
+    monkeypatch.setattr(few_rows, "one_row_gated_linear", note)
+    check(mlp(x), want)
+    assert len(calls) == (not why_apart)
 
 
 def few_rows_case(dtype, num_rows, num_out, width, has_bias, tile):

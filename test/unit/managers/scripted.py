@@ -9,16 +9,18 @@ from __future__ import annotations
 import random
 
 import numpy as np
+from scripted_grammar import Grammars, ScriptedMatcher, allowed_by
 
-from sglang.srt.constrained.grammar_manager import GrammarManager
+from sglang.srt.constrained.base import mask_words
 from sglang.srt.managers.io_struct import BatchTokenOutput, TokenizedGenerateReq
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Scheduler, SchedulerConfig
 from sglang.srt.managers.scheduler_stats import MemoryUsage, SchedulerStats
-from sglang.srt.managers.step_plan import StepPlan, StepResult
+from sglang.srt.managers.step_plan import RowWork, StepPlan, StepResult
 from sglang.srt.managers.stop_checker import StopChecker
 from sglang.srt.mem_cache.kv_cache_manager import KVCacheManager
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 VOCAB = 97
@@ -30,17 +32,28 @@ def advance(state: int, token: int) -> int:
     return (state * 1000003 + token * 7919 + 17) % (2**31 - 1)
 
 
-def next_token(state: int) -> int:
-    return state % VOCAB
+def next_token(state: int, mask: np.ndarray | None = None) -> int:
+    """The first token that is allowed, from the one that the state says on; -1 when none is."""
+    first = state % VOCAB
+    if mask is None:
+        return first
+    return min(allowed_by(mask), key=lambda token: (token - first) % VOCAB, default=-1)
 
 
-def expected_output(prompt: list[int], max_new_tokens: int, eos: bool) -> list[int]:
+def expected_output(prompt: list[int], max_new_tokens: int, eos: bool, matcher=None) -> list[int]:
     state = SEED_STATE
     for token in prompt:
         state = advance(state, token)
     output: list[int] = []
     while len(output) < max_new_tokens:
-        output.append(next_token(state))
+        mask = None
+        if matcher is not None:
+            matcher.fill_mask(mask := np.zeros(mask_words(VOCAB), np.int32))
+        output.append(next_token(state, mask))
+        if matcher is not None and (
+            not matcher.accept_token(output[-1]) or matcher.is_terminated()
+        ):
+            break
         if eos and output[-1] == EOS:
             break
         state = advance(state, output[-1])
@@ -48,21 +61,26 @@ def expected_output(prompt: list[int], max_new_tokens: int, eos: bool) -> list[i
 
 
 class ScriptedLaunch:
-    def __init__(self, result: StepResult) -> None:
-        self._result = result
+    def __init__(self, outcome: StepResult, number: int, events: list[tuple[str, int]]) -> None:
+        self.outcome = outcome
+        self._number = number
+        self._events = events
 
     def result(self) -> StepResult:
-        return self._result
+        self._events.append(("result", self._number))
+        return self.outcome
 
 
 class ScriptedWorker:
-    """Carries out plans on a simulated KV memory and fails on the first wrong read."""
+    """Carries out plans on a simulated KV memory and fails on the first wrong read. `events`: (what happened, number of the plan from 1 on), in order."""
 
     def __init__(self, rows: int, width: int, num_slots: int) -> None:
         self.table = np.full((rows, width), -1, np.int64)
         self.cells: list[tuple[int, int, int] | None] = [None] * num_slots
         self.next_ids = [0] * rows
         self.plans: list[StepPlan] = []
+        self.events: list[tuple[str, int]] = []
+        self._begun: tuple[StepPlan, list[int]] | None = None
         self.num_computed = 0
         self.num_prepared, self.num_to_prepare = 0, 0
 
@@ -70,14 +88,30 @@ class ScriptedWorker:
         self.num_prepared += 1
         return self.num_prepared < self.num_to_prepare
 
-    def launch(self, plan: StepPlan) -> ScriptedLaunch:
+    def forward(self, plan: StepPlan) -> None:
         self.plans.append(plan)
+        self.events.append(("forward", len(self.plans)))
         rows = [work.row for work in plan.works]
         assert len(set(rows)) == len(rows), "a row works twice in one step"
-        next_ids = [self._run(work) for work in plan.works]
-        return ScriptedLaunch(StepResult(step_id=plan.step_id, next_ids=next_ids))
+        self._begun = plan, [self._run(work) for work in plan.works]
 
-    def _run(self, work) -> int:
+    def sample(self, masks: RowMasks | None) -> ScriptedLaunch:
+        assert self._begun is not None, "sampled twice"
+        (plan, states), self._begun = self._begun, None
+        self.events.append(("sample", len(self.plans)))
+        by_row = {} if masks is None else dict(zip(masks.rows, masks.words, strict=True))
+        assert by_row.keys() <= {work.row for work in plan.works if work.sample}
+        result = StepResult(step_id=plan.step_id, next_ids=[-1] * len(states))
+        for index, (work, state) in enumerate(zip(plan.works, states, strict=True)):
+            if not work.sample:
+                continue
+            chosen = next_token(state, by_row.get(work.row))
+            result.next_ids[index] = self.next_ids[work.row] = chosen
+            result.bad_rows += [index] * (chosen < 0)
+        return ScriptedLaunch(result, len(self.plans), self.events)
+
+    def _run(self, work: RowWork) -> int:
+        """The state behind the last token of `work`."""
         row, end = work.row, work.start + work.num_tokens
         if work.prefix_slots is not None:
             self.table[row, : work.start] = np.frombuffer(work.prefix_slots, np.int32)
@@ -89,10 +123,7 @@ class ScriptedWorker:
             before, state = state, advance(state, token)
             self.cells[self.table[row, position]] = (before, token, state)
         self.num_computed += work.num_tokens
-        if not work.sample:
-            return -1
-        self.next_ids[row] = next_token(state)
-        return self.next_ids[row]
+        return state
 
     def _read_prefix(self, row: int, length: int) -> int:
         state = SEED_STATE
@@ -133,6 +164,7 @@ class World:
         prefix_cache: bool = True,
         max_queued: int | None = None,
         stream_interval: int = 1,
+        tokenizer=None,
         **limits: float,  # further fields of SchedulerConfig
     ) -> None:
         cache = KVCacheManager(
@@ -151,7 +183,8 @@ class World:
             ),
             cache,
         )
-        checker = StopChecker(tokenizer=None, eos_ids=frozenset({EOS}), vocab_size=VOCAB)
+        self._tokenizer = tokenizer
+        checker = StopChecker(tokenizer=tokenizer, eos_ids=frozenset({EOS}), vocab_size=VOCAB)
         self.worker = ScriptedWorker(rows, width, num_slots + page_size)
         self.postbox = Postbox()
         self.scheduler = Scheduler(
@@ -167,7 +200,7 @@ class World:
             OutputProcessor(planner, checker, stream_interval),
             self.worker,
             self.postbox,
-            GrammarManager(None, VOCAB, [EOS], "none"),
+            Grammars(lambda text: ScriptedMatcher(text, VOCAB)),
             SchedulerStats(MemoryUsage(0, 0), rows),
         )
         self.cache = cache
@@ -176,7 +209,7 @@ class World:
     def submit(self, rid: str, prompt: list[int], *, stream: bool = False, **params) -> None:
         extra_key = params.pop("extra_key", None)
         sampling = SamplingParams(**params)
-        sampling.normalize(None)
+        sampling.normalize(self._tokenizer)
         self.postbox.inbox.append(
             TokenizedGenerateReq(
                 rid=rid,

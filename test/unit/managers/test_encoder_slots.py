@@ -32,7 +32,7 @@ class EncoderWorker(ScriptedWorker):
         self.marked: dict[int, tuple[list[int], tuple]] = {}
         self.num_marked = 0
 
-    def launch(self, plan):
+    def forward(self, plan):
         for row, media in plan.media.items():
             self.marked.pop(row, None)
             if media is None:
@@ -43,7 +43,7 @@ class EncoderWorker(ScriptedWorker):
             self.marked[row] = slots, ("encoder", row, self.num_marked)
             for slot in slots:
                 self.cells[slot] = self.marked[row][1]
-        return super().launch(plan)
+        super().forward(plan)
 
     def _run(self, work) -> int:
         slots, mark = self.marked.get(work.row, ([], None))

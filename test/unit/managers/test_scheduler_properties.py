@@ -106,6 +106,24 @@ def test_requests_arriving_together_share_their_prefix():
     )
 
 
+def test_retracted_request_beside_a_longer_prompt_that_begins_alike():
+    """What the first has computed is longer than its prompt, and shorter than the other's."""
+    shared = [11 + i % 50 for i in range(40)]
+    world = World(num_slots=256, chunk_size=16)
+    world.submit("retracted", shared, max_new_tokens=20, ignore_eos=True)
+    world.submit("stays", [1, 2, 4], max_new_tokens=20, ignore_eos=True)
+    for _ in range(10):
+        world.turn()
+    req = world.scheduler.by_rid["retracted"]
+    assert len(req.output_ids) > 3
+    world.submit("long", shared + [*range(33)], max_new_tokens=2, ignore_eos=True)
+    world.turn()
+    assert [r.rid for r in world.planner.prefilling] == ["long"]
+    world.planner.retract_one(req)
+    world.run_until_idle()
+    assert world.outputs()["retracted"][0] == expected_output(shared, 20, False)
+
+
 def test_queue_limit_refuses_with_503():
     world = World(rows=1, max_queued=2)
     for index in range(5):

@@ -6,26 +6,36 @@ import random
 
 import pytest
 from scripted import VOCAB, ScriptedLaunch, ScriptedWorker, World, expected_output, random_prompt
+from scripted_grammar import ScriptedMatcher
 
-from sglang.srt.managers.step_plan import StepError, StepPlan, StepResult
+from sglang.srt.managers.step_plan import StepError, StepPlan
 
 REASON = "no memory for this step"
 
 
 class FailingWorker:
-    """Carries out plans like the scripted worker, but not those that `fails` chooses; flags rows that `is_bad` chooses."""
+    """Carries out plans like the scripted worker, but not those that `fails` chooses, of which it does the forward pass when `late`; flags
+    rows that `nan_rows` chooses."""
 
-    def __init__(self, inner: ScriptedWorker, fails=lambda plan: False, nan_rows=None) -> None:
+    def __init__(
+        self, inner: ScriptedWorker, fails=lambda plan: False, nan_rows=None, late: bool = False
+    ) -> None:
         self._inner = inner
         self._fails = fails
         self._nan_rows = nan_rows or (lambda plan: [])
+        self._late = late
 
-    def launch(self, plan: StepPlan) -> ScriptedLaunch:
-        if self._fails(plan):
+    def forward(self, plan: StepPlan) -> None:
+        self._plan, self._is_lost = plan, self._fails(plan)
+        if self._is_lost and not self._late:
             raise StepError(REASON)
-        launched = self._inner.launch(plan)
-        result: StepResult = launched.result()
-        result.nan_rows = self._nan_rows(plan)
+        self._inner.forward(plan)
+
+    def sample(self, masks) -> ScriptedLaunch:
+        launched = self._inner.sample(masks)
+        if self._is_lost:
+            raise StepError(REASON)
+        launched.outcome.nan_rows = self._nan_rows(self._plan)
         return launched
 
     def prepare(self) -> bool:
@@ -35,8 +45,8 @@ class FailingWorker:
         pass
 
 
-def failing(world: World, fails=lambda plan: False, nan_rows=None) -> World:
-    world.scheduler.worker = FailingWorker(world.worker, fails, nan_rows)
+def failing(world: World, fails=lambda plan: False, nan_rows=None, late: bool = False) -> World:
+    world.scheduler.worker = FailingWorker(world.worker, fails, nan_rows, late)
     return world
 
 
@@ -63,16 +73,21 @@ def test_failed_prefill_ends_its_request_and_no_other(depth):
     assert world.cache.num_used == 0
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("grammar", [None, "length 20"])
 @pytest.mark.parametrize("depth", [0, 1])
-def test_failed_decode_keeps_the_tokens_of_earlier_steps(depth):
-    world = failing(World(depth=depth), lambda plan: plan.works[0].num_outputs == 5)
+def test_failed_decode_keeps_the_tokens_of_earlier_steps(depth, grammar, late):
+    fails = lambda plan: plan.works[0].num_outputs == 5  # noqa: E731
+    world = failing(World(depth=depth), fails, late=late)
     for first in (1, 2):
-        world.submit(f"r{first}", [first, 7], max_new_tokens=30, ignore_eos=True)
+        options = {"regex": grammar} if first == 1 else {}
+        world.submit(f"r{first}", [first, 7], max_new_tokens=30, ignore_eos=True, **options)
     world.run_until_idle()
     for first in (1, 2):
         ids, reason = world.outputs()[f"r{first}"]
         assert reason["status_code"] == 503
-        assert ids == expected_output([first, 7], 30, False)[:5]
+        matcher = ScriptedMatcher(grammar, VOCAB) if grammar and first == 1 else None
+        assert ids == expected_output([first, 7], 30, False, matcher)[:5]
     world.submit("later", [1, 7], max_new_tokens=4, ignore_eos=True)
     world.run_until_idle()
     assert world.outputs()["later"][0] == expected_output([1, 7], 4, False)
@@ -134,11 +149,12 @@ def test_nan_ends_one_row_and_its_computed_prefix_is_not_shared(depth):
     assert world.cache.match([1, 2, 4]) == 3
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "shape", [dict(), dict(depth=1), dict(depth=1, page_size=4, mixed_chunk=True)], ids=str
 )
-def test_random_failures_lose_nothing(shape, seed):
+def test_random_failures_lose_nothing(shape, seed, late):
     rng = random.Random(seed)
     world = failing(
         World(num_slots=192, **shape),
@@ -146,6 +162,7 @@ def test_random_failures_lose_nothing(shape, seed):
         lambda plan: [
             i for i, work in enumerate(plan.works) if work.sample and rng.random() < 0.01
         ],
+        late,
     )
     families = [[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)]
     asked: dict[str, tuple[list[int], int]] = {}

@@ -102,12 +102,12 @@ def test_plans_travel_without_what_only_the_sampler_reads():
         return_logprob=True,
         input_logprob_start=1,
     )
-    plan = StepPlan(step_id=3, mode="extend", works=[work], setups=[setup], grammar_masks={1: b"x"})
+    plan = StepPlan(step_id=3, mode="extend", works=[work], setups=[setup])
     frame = msgspec.msgpack.encode(without_sampling(plan))
     assert len(frame) < 500
     received = msgspec.msgpack.decode(frame, type=StepPlan)
     assert received.works == [work] and received.mode == "extend"
-    assert received.setups == [] and received.grammar_masks == {}
+    assert received.setups == []
     assert plan.setups == [setup], "rank 0 still needs it"
 
 

@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.model_executor.worker import TpWorker
 from sglang.srt.platforms import CpuPlatform
+from sglang.srt.sampling.row_masks import RowMasks
 
 META = torch.device("meta")
 VOCAB, WIDTH, ROWS, PROMPT = 70, 8, 4, 6
@@ -185,15 +186,29 @@ def test_a_chunk_brings_its_logprobs_without_sampling(runner):
 
 def test_grammar_masks_go_up_without_waiting(runner):
     works = [work(row, 1, prompt=False) for row in (0, 1)]
-    mask = np.full(-(-VOCAB // 32), -1, np.int32).tobytes()
-    spec = SamplingSpec(top_k=1)
-    launch(
-        runner,
-        plan("decode", works, spec, grammar_masks={0: mask}),
-        plan("decode", works, spec, grammar_masks={0: mask, 1: mask}),
-    )
-    # Ids, bad rows and NaN rows of both steps, and nothing else.
-    assert runner.platform.shapes == [(2,)] * 6
+    worker = TpWorker(runner, seed=0, check_nan=True)
+    for rows in ([1], [0, 1], [1, 0]):
+        masks = RowMasks(rows, np.full((len(rows), -(-VOCAB // 32)), -1, np.int32))
+        with NoPageableUploads():
+            worker.forward(plan("decode", works, SamplingSpec(top_k=1)))
+            before = len(runner.platform.shapes)
+            worker.sample(masks)
+        # Ids, bad rows and NaN rows, and nothing else.
+        assert runner.platform.shapes[before:] == [(2,)] * 3 and before % 3 == 0
+
+
+def test_a_step_is_read_between_the_parts_of_the_next(runner):
+    """As the scheduler does for a grammar. What a forward pass has begun, one sampling ends."""
+    worker = TpWorker(runner, seed=0)
+    ask = plan("extend", [work(0, PROMPT, prompt=True, return_logprob=True)], SamplingSpec())
+    worker.forward(ask)
+    assert runner.platform.shapes == [(PROMPT,)], "logprobs of the prompt do not wait for sampling"
+    first = worker.sample()
+    worker.forward(plan("decode", [work(0, 1, prompt=False)], SamplingSpec()))
+    assert first.result().next_ids == [0]
+    assert worker.sample().result().next_ids == [0]
+    with pytest.raises(AssertionError, match="follows a forward pass"):
+        worker.sample()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sglang.srt.layers.sampler import SampleOutput, Sampler, seeded_noise, unpac
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
 from sglang.srt.model_executor.worker import LaunchedStep
 from sglang.srt.platforms import CpuPlatform
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_batch import SamplingTable
 
 VOCAB = 50
@@ -40,6 +41,7 @@ def sample(
 ) -> SampleOutput:
     table = make_table(specs, logits.shape[1])
     rows = list(range(len(specs)))
+    masks = masks and RowMasks(list(masks), np.stack(list(masks.values())))
     works = works or [{} for _ in rows]
     batch = table.batch(rows, [work_of(r, **w) for r, w in zip(rows, works, strict=True)], masks)
     return Sampler(seed=7, **options)(logits.clone(), batch)
@@ -157,11 +159,11 @@ def test_stop_ids_are_masked_until_min_new_tokens(num_outputs, expected):
     assert sample(logits, [spec], [{"num_outputs": num_outputs}]).next_ids.item() == expected
 
 
-def pack(allowed: list[int], vocab: int = VOCAB) -> bytes:
+def pack(allowed: list[int], vocab: int = VOCAB) -> np.ndarray:
     mask = np.zeros((vocab + 31) // 32, dtype=np.uint32)
     for token in allowed:
         mask[token // 32] |= np.uint32(1 << (token % 32))
-    return mask.astype("<u4").tobytes()
+    return mask.view(np.int32)
 
 
 def test_unpack_mask_reads_every_bit_and_pads():
@@ -359,7 +361,7 @@ def test_nan_is_found_before_a_mask_hides_it_and_only_when_asked_for():
     logits[2, 3] = torch.inf  # not a NaN
     allowed = np.zeros(-(-VOCAB // 32), np.int32)
     allowed[0] = 0b110
-    masks = {1: allowed.tobytes()}
+    masks = {1: allowed}
     specs = [dict(top_k=1)] * 3
     out = sample(logits, specs, masks=masks, check_nan=True)
     assert out.nan.tolist() == [False, True, False]

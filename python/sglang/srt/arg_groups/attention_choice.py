@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 from sglang.srt.environ import envs
 
-# Only these are chosen without being asked for: the others have not run on a GPU yet. Add one when `test/gpu/run_attention.py
-# --backend NAME` has passed there.
-PROVEN_BACKENDS = frozenset({"triton", "torch_native"})
+# Only these are chosen without being asked for. Add one when `test/gpu/run_attention.py --backend NAME` and `test/gpu/run_proof.py` have
+# passed on a GPU.
+PROVEN_BACKENDS = frozenset({"fa3", "triton", "torch_native"})
 _HOPPER = 9
 # What a backend imports.
 _MODULES = {"fa3": "sgl_kernel", "flashinfer": "flashinfer", "triton": "triton"}

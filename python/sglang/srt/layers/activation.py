@@ -25,13 +25,15 @@ from sglang.srt.utils import set_weight_attrs
 class SiluAndMul(MultiPlatformOp):
     """`silu(gate) * up`."""
 
+    kernel_name = "silu"
+
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one kernel."""
-        return _run_gated(x, "silu") if _suits_kernel(x) else self.forward_native(x)
+        return _run_gated(x, self.kernel_name) if _suits_kernel(x) else self.forward_native(x)
 
 
 class GeluAndMul(MultiPlatformOp):
@@ -42,6 +44,7 @@ class GeluAndMul(MultiPlatformOp):
         if approximate not in ("tanh", "none"):
             raise ValueError(f"approximate={approximate!r} is not supported; allowed: tanh, none")
         self.approximate = approximate
+        self.kernel_name = "gelu_tanh" if approximate == "tanh" else "gelu"
 
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
@@ -49,8 +52,7 @@ class GeluAndMul(MultiPlatformOp):
 
     def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one kernel."""
-        name = "gelu_tanh" if self.approximate == "tanh" else "gelu"
-        return _run_gated(x, name) if _suits_kernel(x) else self.forward_native(x)
+        return _run_gated(x, self.kernel_name) if _suits_kernel(x) else self.forward_native(x)
 
 
 class NewGELU(MultiPlatformOp):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from sglang.srt.managers.grammar_step import accept_token
 from sglang.srt.managers.io_struct import (
     BatchTokenOutput,
     FinishReason,
@@ -76,8 +77,9 @@ class OutputProcessor:
             self.finish(req, FinishReason(type="length", length=0))
             return
         req.output_ids.append(next_id)
-        if req.grammar is not None and not req.grammar.accept_token(next_id):
-            self.finish(req, server_error(f"token {next_id} does not fit the grammar"))
+        refusal = accept_token(req, next_id)
+        if refusal is not None:
+            self.finish(req, server_error(refusal))
             return
         stop = self._stop_checker.check(req)
         if stop is None:

@@ -76,7 +76,8 @@ class SharedPrefixes:
         other = self._by_head.get(self._key(req))
         if other is None or other is req or len(req.prompt_ids) < MIN_SHARED_PREFIX:
             return False
-        limit = min(req.prefix_limit(), other.prompt_len)
+        # Prompts are compared; the limit of a retracted request counts its outputs too.
+        limit = min(req.prefix_limit(), req.prompt_len, other.prompt_len)
         mine, theirs = req.key_array[:limit], other.key_array[:limit]
         differs = (mine != theirs).nonzero()[0]
         common = int(differs[0]) if len(differs) else limit

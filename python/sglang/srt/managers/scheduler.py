@@ -3,7 +3,8 @@
     receive -> plan(step n) -> launch -> commit(step n - depth) -> reply
 
 It *has* a planner, an output processor and a worker; it knows nothing of tensors, text or HTTP. `depth` is the number of launched steps
-that may be ahead of the last committed one: 0 is plain, 1 overlaps host work with the device.
+that may be ahead of the last committed one: 0 is plain, 1 overlaps host work with the device. A step whose grammars wait for tokens of the
+step before commits that one between its forward pass and its sampling.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-import numpy as np
-
-from sglang.srt.constrained.base import mask_words
 from sglang.srt.constrained.grammar_manager import GrammarFuture, GrammarManager
+from sglang.srt.managers.grammar_step import GrammarStep
 from sglang.srt.managers.io_struct import (
     AbortReq,
     FinishReason,
@@ -30,13 +29,14 @@ from sglang.srt.managers.io_struct import (
     ShutdownReq,
     TokenizedGenerateReq,
 )
-from sglang.srt.managers.output_processor import OutputProcessor
+from sglang.srt.managers.output_processor import OutputProcessor, server_error
 from sglang.srt.managers.planner import PlannedStep, Planner
 from sglang.srt.managers.request import Req
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_plan import StepError, StepPlan, StepResult
 from sglang.srt.managers.step_profiler import StepProfiler
 from sglang.srt.multimodal.intake import MediaIntake, RequestMedia
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.errors import RequestError
 
@@ -55,10 +55,14 @@ class Launched(Protocol):
 
 
 class Worker(Protocol):
-    """Carries out plans in order."""
+    """Carries out plans in order. Both parts of a plan raise StepError when it failed and others may follow; anything else ends the
+    scheduler."""
 
-    def launch(self, plan: StepPlan) -> Launched:
-        """Raises StepError when this plan failed and others may follow; anything else ends the scheduler."""
+    def forward(self, plan: StepPlan) -> None:
+        """Queue the forward pass. Earlier steps may still be on their way; `sample` must follow."""
+
+    def sample(self, masks: RowMasks | None) -> Launched:
+        """Queue the choice of the next tokens, from those that `masks` allow."""
 
     def prepare(self) -> bool:
         """Make use of an idle moment for at most a tenth of a second; False when there is no more to prepare."""
@@ -159,13 +163,24 @@ class Scheduler:
     def _launch(self, planned: PlannedStep) -> None:
         """A step that fails ends its requests; the tokens of earlier steps still count."""
         try:
-            launched = self.worker.launch(planned.plan)
+            self.worker.forward(planned.plan)
+            launched = self.worker.sample(self._fill_masks(planned))
         except StepError as error:
             logger.error("Step failed for %d requests: %s", len(planned.reqs), error)
             self._drain()
             self.processor.fail(planned, str(error))
         else:
             self.in_flight.append((planned, launched))
+
+    def _fill_masks(self, planned: PlannedStep) -> RowMasks | None:
+        """What grammars allow. The forward pass of `planned` is under way: only its sampling waits for tokens of the step before."""
+        grammars = GrammarStep(planned)
+        if grammars.lacks_tokens():
+            self._drain()
+        masks, failures = grammars.fill_masks(self.config.vocab_size)
+        for req, reason in failures:
+            self.processor.finish(req, server_error(reason))
+        return masks
 
     @property
     def has_work(self) -> bool:
@@ -178,8 +193,6 @@ class Scheduler:
 
     def _plan(self) -> PlannedStep | None:
         planner = self.planner
-        if self._needs_drain():
-            self._drain()
         self._retract_for_test()
         if planner.lacks_decode_slots():
             self._drain()
@@ -195,15 +208,8 @@ class Scheduler:
             planned = planner.plan()
         if planned is not None:
             self._steps += 1
-            self._add_grammar_masks(planned)
             self.stats.log_step(planned, planner, self.config.decode_log_interval)
         return planned
-
-    def _needs_drain(self) -> bool:
-        """The next token of a grammar depends on the last one, which must be on the host."""
-        return bool(self.in_flight) and any(
-            req.grammar is not None for req in self.planner.running + self.planner.prefilling
-        )
 
     def _retract_for_test(self) -> None:
         """Fault injection: take a row back every few steps although memory is left."""
@@ -224,13 +230,6 @@ class Scheduler:
                 len(victims),
                 len(self.planner.running),
             )
-
-    def _add_grammar_masks(self, planned: PlannedStep) -> None:
-        for req, work in zip(planned.reqs, planned.plan.works, strict=True):
-            if req.grammar is not None and work.sample:
-                mask = np.zeros(mask_words(self.config.vocab_size), np.int32)
-                req.grammar.fill_mask(mask)
-                planned.plan.grammar_masks[work.row] = mask.tobytes()
 
     def _drain(self) -> None:
         while self.in_flight:

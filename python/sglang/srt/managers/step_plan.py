@@ -89,14 +89,16 @@ class RowMedia(msgspec.Struct, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
-    """One launch of the model. Decode rows come after extend rows in a mixed step."""
+    """One launch of the model. Decode rows come after extend rows in a mixed step.
+
+    Masks of grammars are no part of it: the last ones become known while its forward pass runs.
+    """
 
     step_id: int
     mode: StepMode
     works: list[RowWork]
     setups: list[RowSetup] = []
     media: dict[int, RowMedia | None] = {}  # of every row in `setups`; None: text only
-    grammar_masks: dict[int, bytes] = {}  # row -> packed int32 bitmask [ceil(V / 32)], 1 = allowed
 
     @property
     def num_tokens(self) -> int:

@@ -85,6 +85,7 @@ class CudaGraphRunner:
         backend: AttentionBackend,
         pools: dict[str, Any],
         platform: Platform,
+        prefill_backend: AttentionBackend | None = None,
     ) -> None:
         self._sizes = list(config.batch_sizes)
         self._pad = config.pad
@@ -92,6 +93,7 @@ class CudaGraphRunner:
         self._rehearse = config.rehearse
         self._forward = forward
         self._backend = backend
+        self._prefill_backend = prefill_backend
         self._pools = pools
         self._platform = platform
         self._padding_len = backend.get_cuda_graph_seq_len_fill_value()
@@ -214,21 +216,25 @@ class CudaGraphRunner:
         )
 
     def _create_prefill_runner(self) -> PrefillGraphRunner | None:
-        """None where the backend cannot capture prefills."""
-        from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
-
-        if not isinstance(self._backend, TritonAttnBackend):
+        """None where no backend can capture prefills."""
+        if self._prefill_backend is None:
             return None
         return PrefillGraphRunner(
-            self._forward, self._backend, self._pools, self._platform.device, self._has_mrope
+            self._forward,
+            self._prefill_backend,
+            self._pools,
+            self._platform.device,
+            self._has_mrope,
         )
 
     def _compile_ahead(self, prefill: PrefillGraphRunner) -> None:
         """Compile together what the captures and a replay need. Sizes between these have the kernels of a neighbour."""
         rehearsal = KernelRehearsal()
         with rehearsal.pretend():
-            for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
-                self._forward(self._lay_out(size))
+            # A package's kernels would run, on pages that ours has not listed.
+            if self._backend is self._prefill_backend:
+                for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
+                    self._forward(self._lay_out(size))
             self._fill(self._static_batch(self._sizes[0]), self._sizes[0])
             # What a model file cannot do comes up again at the capture, which says so.
             with contextlib.suppress(RuntimeError, TypeError, AttributeError, ValueError):

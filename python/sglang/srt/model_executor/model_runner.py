@@ -42,6 +42,7 @@ from sglang.srt.utils.start_clock import StartClock
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.platforms import Platform
 
@@ -199,12 +200,21 @@ class ModelRunner:
                         "token_to_kv_pool": self.token_to_kv_pool,
                     },
                     self.platform,
+                    self._graph_prefill_backend(),
                 )
         except (RuntimeError, NotImplementedError) as error:
             logger.warning(
                 "Decode steps of %s are not captured: %s", type(self.model).__name__, error
             )
             return None
+
+    def _graph_prefill_backend(self) -> AttentionBackend | None:
+        """What attends in captured prefills: triton, whose layout fits any requests, also where a package runs the long ones."""
+        prefill, _, decode = self.config.attention_backend.partition("+")
+        if prefill == "torch_native":
+            return None
+        is_one = prefill == "triton" and not decode
+        return self.attn_backend if is_one else create_attention_backend("triton", self)
 
     def release_graphs(self) -> None:
         """Before this rank leaves its group; no step may follow."""

@@ -1,13 +1,15 @@
 """Workers of a server with several tensor-parallel ranks.
 
 Rank 0 sends every plan to the other ranks and carries it out like a single worker. The others build the same batch and run their slice
-of the model. Rank 0 alone samples; the ids travel in one small collective, so no rank depends on the others computing ties, sums
+of the model. Rank 0 alone samples, be it after a wait for a grammar; the ids travel in one small collective, so no rank depends on the others computing ties, sums
 and random numbers alike, and the settings of the sampler (prompts for penalties, grammar masks) need not travel.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator
 
 import msgspec
 import torch
@@ -27,6 +29,7 @@ from sglang.srt.managers.step_plan import StepError, StepPlan
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.model_executor.worker import LaunchedStep, TpWorker, upload_indices
 from sglang.srt.platforms import Platform
+from sglang.srt.sampling.row_masks import RowMasks
 
 _ADDRESS = struct.Struct(f"<H{SECRET_BYTES}s")
 
@@ -40,15 +43,23 @@ class LeaderWorker:
         self._encoder = msgspec.msgpack.Encoder()
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Send `plan` to the other ranks, then queue it here.
+        """Both parts of a plan without grammars."""
+        self.forward(plan)
+        return self.sample()
+
+    def forward(self, plan: StepPlan) -> None:
+        """Send `plan` to the other ranks, then queue its forward pass here.
 
         Raises RuntimeError when memory runs out: the other ranks wait for this one in a collective, so nothing can follow.
         """
         self._channel.send(self._encoder.encode(without_sampling(plan)))
-        try:
-            return self._worker.launch(plan)
-        except StepError as error:
-            raise RuntimeError(f"Rank 0 of several cannot go on. {error}") from error
+        with _no_survivors():
+            self._worker.forward(plan)
+
+    def sample(self, masks: RowMasks | None = None) -> LaunchedStep:
+        """As TpWorker; the other ranks wait for the ids meanwhile. Raises RuntimeError as `forward` does."""
+        with _no_survivors():
+            return self._worker.sample(masks)
 
     def prepare(self) -> bool:
         """As TpWorker, on every rank: a plan without works says so to the others."""
@@ -98,9 +109,16 @@ class FollowerWorker:
 
 def without_sampling(plan: StepPlan) -> StepPlan:
     """The part of a plan that a rank needs which does not sample; media are part of it."""
-    if not plan.setups and not plan.grammar_masks:
-        return plan
-    return msgspec.structs.replace(plan, setups=[], grammar_masks={})
+    return msgspec.structs.replace(plan, setups=[]) if plan.setups else plan
+
+
+@contextlib.contextmanager
+def _no_survivors() -> Iterator[None]:
+    """Of several ranks none goes on after a step that failed on one."""
+    try:
+        yield
+    except StepError as error:
+        raise RuntimeError(f"Rank 0 of several cannot go on. {error}") from error
 
 
 def sampled_rows(plan: StepPlan, rows: torch.Tensor, platform: Platform) -> torch.Tensor:

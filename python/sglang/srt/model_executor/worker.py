@@ -1,13 +1,15 @@
 """Carries out step plans: build the batch, run the model, sample, and hand back plain values.
 
-`launch` queues the work on the device, copies of its results included, and waits for nothing; `LaunchedStep.result` waits for those
-copies. Sampled ids are written to the future-token buffer before `launch` returns, so the next plan can be launched before this
-one's result is read.
+`forward` and `sample` queue the work on the device, copies of its results included, and wait for nothing; `LaunchedStep.result` waits for
+those copies. Sampled ids are written to the future-token buffer before `sample` returns, so the next plan can be launched before this
+one's result is read. Between the two the caller may wait for earlier steps: masks of grammars need their tokens.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -20,7 +22,10 @@ from sglang.srt.managers.step_plan import RowLogprobs, StepError, StepPlan, Step
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.platforms import Platform
 from sglang.srt.platforms.device_errors import STEP_FLAGS, is_out_of_memory, tried_to_allocate
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_batch import SamplingTable
+
+_T = TypeVar("_T")
 
 
 class TpWorker:
@@ -38,11 +43,25 @@ class TpWorker:
             return_original_logprob=envs.SGLANG_RETURN_ORIGINAL_LOGPROB.get(),
             check_nan=check_nan,
         )
+        self._begun: _ForwardPass | None = None
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Queue `plan` on the device. Raises StepError when memory runs out; other plans may follow."""
+        """Both parts of a plan without grammars."""
+        self.forward(plan)
+        return self.sample()
+
+    def forward(self, plan: StepPlan) -> None:
+        """Queue the forward pass of `plan`. Raises StepError when memory runs out; other plans may follow."""
+        self._survive(plan, lambda: self._forward(plan))
+
+    def sample(self, masks: RowMasks | None = None) -> LaunchedStep:
+        """Queue the sampling that belongs to the last forward pass. Raises StepError as `forward` does."""
+        assert self._begun is not None, "sampling follows a forward pass"
+        return self._survive(self._begun.plan, lambda: self._sample(masks))
+
+    def _survive(self, plan: StepPlan, part: Callable[[], _T]) -> _T:
         try:
-            return self._launch(plan)
+            return part()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -52,23 +71,30 @@ class TpWorker:
         raise StepError(reason)
 
     @torch.inference_mode()
-    def _launch(self, plan: StepPlan) -> LaunchedStep:
+    def _forward(self, plan: StepPlan) -> None:
         for setup in plan.setups:
             self._table.set_row(setup)
         batch = self._builder.build(plan)
         output = self._runner.forward(batch)
         # Every copy is queued by the step that it belongs to: asked for later, it would wait for the next step too.
-        platform, prompt = self._runner.platform, output.prompt_logprobs
-        read_prompt = None if prompt is None else prompt.download(platform)
+        prompt = output.prompt_logprobs
+        read_prompt = None if prompt is None else prompt.download(self._runner.platform)
+        self._begun = _ForwardPass(plan, batch.req_pool_indices, output, read_prompt)
+
+    @torch.inference_mode()
+    def _sample(self, masks: RowMasks | None) -> LaunchedStep:
+        assert self._begun is not None, "sampling follows a forward pass"
+        begun, self._begun = self._begun, None
+        plan, output, platform = begun.plan, begun.output, self._runner.platform
         indices = [index for index, work in enumerate(plan.works) if work.sample]
         if not indices:
-            return LaunchedStep(plan, indices, output, read_prompt=read_prompt)
+            return LaunchedStep(plan, indices, output, read_prompt=begun.read_prompt)
         works = [plan.works[index] for index in indices]
-        logits, rows = output.next_token_logits, batch.req_pool_indices
+        logits, rows = output.next_token_logits, begun.rows
         if len(indices) < len(plan.works):
             picked = upload_indices(indices, platform)
             logits, rows = logits[picked], rows[picked]
-        sampling = self._table.batch([work.row for work in works], works, plan.grammar_masks)
+        sampling = self._table.batch([work.row for work in works], works, masks)
         sampled = self._sampler(logits, sampling)
         self._group.broadcast(sampled.next_ids)
         self._builder.next_token_ids[rows] = sampled.next_ids
@@ -79,7 +105,7 @@ class TpWorker:
             output,
             read_ids=platform.download(sampled.next_ids, *flags),
             read_outputs=None if sampled.logprobs is None else sampled.logprobs.download(platform),
-            read_prompt=read_prompt,
+            read_prompt=begun.read_prompt,
         )
 
     def prepare(self) -> bool:
@@ -96,6 +122,16 @@ def upload_indices(indices: list[int], platform: Platform) -> torch.Tensor:
     host = platform.empty_pinned((len(indices),), torch.int64)
     host.copy_(torch.tensor(indices, dtype=torch.int64))
     return platform.upload(host)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ForwardPass:
+    """A forward pass whose tokens have not been sampled."""
+
+    plan: StepPlan
+    rows: torch.Tensor  # int64 [B]
+    output: LogitsProcessorOutput
+    read_prompt: Callable[[], dict[int, PromptRows]] | None
 
 
 class LaunchedStep:

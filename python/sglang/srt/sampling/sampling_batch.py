@@ -8,13 +8,13 @@ B: sampled rows of a step, R: rows, V: vocabulary, W: ceil(V / 32).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
 from sglang.srt.sampling.penalties import PenaltyBatch, PenaltyTable
+from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.upload import upload
 
 # Columns of the float table.
@@ -49,21 +49,21 @@ class SamplingTable:
         self,
         rows: Sequence[int],
         works: Sequence[RowWork],
-        masks: Mapping[int, bytes] | None = None,
+        masks: RowMasks | None = None,
     ) -> SamplingBatch:
         """What the sampler needs for one step.
 
         Args:
             rows: the rows that sample in this step, in the order of the logits; each at most once.
             works: their work items, same order.
-            masks: grammar bitmask by row, little-endian int32 [W], bit set = allowed.
+            masks: of those of the rows that a grammar binds.
         """
         specs = [self._spec(row) for row in rows]
         return SamplingBatch(
             columns=self._columns(rows, specs),
             num_outputs=[work.num_outputs for work in works],
-            forbidden=self._forbidden(rows, specs, works, masks or {}),
-            grammar=self._grammar_mask(rows, masks) if masks else None,
+            forbidden=self._forbidden(rows, specs, works, masks),
+            grammar=None if masks is None else self._grammar_mask(rows, masks),
             logprobs=self._logprob_request(works),
         )
 
@@ -134,16 +134,17 @@ class SamplingTable:
         rows: Sequence[int],
         specs: list[SamplingSpec],
         works: Sequence[RowWork],
-        masks: Mapping[int, bytes],
+        masks: RowMasks | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(line, token), int64: stop ids of requests that are shorter than `min_new_tokens`.
 
         A grammar that is complete allows nothing but a stop id, so rows under a grammar are left alone.
         """
+        bound = set() if masks is None else set(masks.rows)
         pairs = [
             (i, token)
             for i, (row, spec, work) in enumerate(zip(rows, specs, works, strict=True))
-            if work.num_outputs < spec.min_new_tokens and row not in masks
+            if work.num_outputs < spec.min_new_tokens and row not in bound
             for token in spec.stop_ids
             if 0 <= token < self._vocab_size
         ]
@@ -152,15 +153,12 @@ class SamplingTable:
         lines, tokens = zip(*pairs, strict=True)
         return self._long(list(lines)), self._long(list(tokens))
 
-    def _grammar_mask(self, rows: Sequence[int], masks: Mapping[int, bytes]) -> GrammarMask | None:
-        lines = [i for i, row in enumerate(rows) if row in masks]
-        if not lines:
-            return None
-        packed = np.stack([np.frombuffer(masks[rows[i]], dtype="<i4") for i in lines])
-        every_line = len(lines) == len(rows)
+    def _grammar_mask(self, rows: Sequence[int], masks: RowMasks) -> GrammarMask:
+        lines = {row: line for line, row in enumerate(rows)}
+        every_line = masks.rows == list(rows)
         return GrammarMask(
-            line=None if every_line else self._long(lines),
-            packed=upload(torch.from_numpy(packed), torch.int32, self._device),
+            line=None if every_line else self._long([lines[row] for row in masks.rows]),
+            packed=upload(torch.from_numpy(masks.words), torch.int32, self._device),
         )
 
     def _logprob_request(self, works: Sequence[RowWork]) -> LogprobRequest | None:

@@ -6,12 +6,20 @@ the number of its call has the data too: one way over the link, no fence, no fla
 Block b of every call owns part b of the inbox and counts its calls. The parts exist twice, for even and odd calls. That is enough: to
 enter call n + 2 a rank must have found all words of call n + 1, whose writers had finished call n, and with it their reading.
 The count lives on the device, so that replays of a captured graph go on counting.
+
+The next kernel may begin while a sum waits for other ranks (`utils/dependent_launch`): its programs then hold their first weights in
+registers. They cannot keep a program of the sum from running, since none of them is started before every program of the sum has been; nor
+can this kernel keep out one of the kernel before, for the same reason. So what another rank waits for is always on a processor or ahead in
+the stream. What the protocol needs, the end of this rank's earlier calls, is what `wait_for_earlier` waits for: nothing of an inbox, a count
+or an input is touched before it.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from sglang.srt.utils.dependent_launch import launch_dependents, wait_for_earlier
 
 
 @triton.jit
@@ -50,6 +58,12 @@ def _pack(low, high, KIND: tl.constexpr):
     return word
 
 
+@triton.jit
+def _inbox_at(address):
+    """Inboxes begin where allocations do, so that two words are written and read at once; each word stays whole."""
+    return tl.multiple_of(address.to(tl.pointer_type(tl.int64)), 16)
+
+
 @triton.jit(do_not_specialize=["num_words", "patience", "eps"])
 def peer_kernel(
     x,  # int32 words of this rank's part
@@ -68,28 +82,41 @@ def peer_kernel(
     KIND: tl.constexpr,
     STEP: tl.constexpr,  # words of a block: a row with NORM
     BLOCK: tl.constexpr,  # the next power of two
+    WHOLE: tl.constexpr,  # every block has STEP words, so that accesses are wide
     PART: tl.constexpr,  # words of a block's part of an inbox
     NUM_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     WEIGHT: tl.constexpr,
     ROUND: tl.constexpr,
     WIDTH: tl.constexpr,  # elements of a row
+    PDL: tl.constexpr,
 ):
+    launch_dependents(PDL)
     block = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     at = block * STEP + column
-    inside = (column < STEP) & (at < num_words)
+    inside = column < STEP
+    if not WHOLE:
+        inside &= at < num_words
+    addresses = ()
+    for peer in tl.static_range(WORLD):
+        addresses = addresses + (tl.load(inboxes + peer),)
+    if WEIGHT:
+        factor = tl.load(weight + column, mask=column < STEP, other=0)
+    wait_for_earlier(PDL)
     count = tl.load(counts + block)
     number = count + 1
     mine = tl.load(x + at, mask=inside, other=0)
+    if NORM:
+        old = tl.load(residual + at, mask=inside, other=0)
     word = (number.to(tl.int64) << 32) | (mine.to(tl.int64) & 0xFFFFFFFF)
     place = (count & 1) * (WORLD * NUM_PARTS * PART) + block * PART + column
     for peer in tl.static_range(WORLD):
         if peer != RANK:
-            inbox = tl.load(inboxes + peer).to(tl.pointer_type(tl.int64))
+            inbox = _inbox_at(addresses[peer])
             target = inbox + place + RANK * (NUM_PARTS * PART)
             tl.store(target, word, mask=inside, cache_modifier=".wt")
-    own = tl.load(inboxes + RANK).to(tl.pointer_type(tl.int64))
+    own = _inbox_at(addresses[RANK])
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(WORLD):  # in the order of ranks: the same sum on every rank
@@ -113,7 +140,7 @@ def peer_kernel(
     if NORM:
         # Rounded where the separate kernels round, so that results are theirs.
         low, high = _unpack(_pack(low, high, KIND), KIND)
-        old_low, old_high = _unpack(tl.load(residual + at, mask=inside, other=0), KIND)
+        old_low, old_high = _unpack(old, KIND)
         summed = _pack(low + old_low, high + old_high, KIND)
         tl.store(total + at, summed, mask=inside)
         low, high = _unpack(summed, KIND)
@@ -122,9 +149,7 @@ def peer_kernel(
         if ROUND:
             low, high = _unpack(_pack(low, high, KIND), KIND)
         if WEIGHT:
-            factor_low, factor_high = _unpack(
-                tl.load(weight + column, mask=column < STEP, other=0), KIND
-            )
+            factor_low, factor_high = _unpack(factor, KIND)
             low, high = low * factor_low, high * factor_high
     tl.store(out + at, _pack(low, high, KIND), mask=inside)
     tl.store(counts + block, number)

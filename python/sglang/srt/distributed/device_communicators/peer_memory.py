@@ -129,6 +129,7 @@ class PeerMemory:
         round_before_weight: bool = False,
     ) -> None:
         from sglang.srt.distributed.device_communicators.peer_kernel import peer_kernel
+        from sglang.srt.utils.dependent_launch import launch_options
 
         words = _words(x)
         block = 1 << (step - 1).bit_length()
@@ -149,6 +150,7 @@ class PeerMemory:
             KIND=_KINDS[x.dtype],
             STEP=step,
             BLOCK=block,
+            WHOLE=words.numel() % step == 0,
             PART=PART_WORDS,
             NUM_PARTS=NUM_PARTS,
             NORM=residual is not None,
@@ -156,6 +158,7 @@ class PeerMemory:
             ROUND=round_before_weight,
             WIDTH=1 if residual is None else x.shape[-1],
             num_warps=min(16, max(4, block // 256)),
+            **launch_options(x.device),
         )
 
     # --- test

@@ -122,6 +122,7 @@ class TritonAttnBackend(AttentionBackend):
             decode.encoder_lens_cpu = longest
             decode.splits[-1, 0, True] = decode.splits[-1, 0, False]
         self._graph_steps[bs] = StepMetadata(decode)
+        self._graph_split_lens.pop(bs, None)  # of a buffer that an earlier layout of this size had
         self._update_graph_step(bs, req_pool_indices, seq_lens, encoder_lens, longest)
 
     def init_forward_metadata_replay_cuda_graph(

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.few_rows_tiles import MAX_COUNTERS, Tile, block_rows
-from sglang.srt.layers.triton_ops.dependent_launch import (
+from sglang.srt.utils.dependent_launch import (
     launch_dependents,
     launch_options,
     wait_for_earlier,

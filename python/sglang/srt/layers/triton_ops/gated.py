@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.triton_ops.dependent_launch import (
+from sglang.srt.utils.dependent_launch import (
     launch_dependents,
     launch_options,
     wait_for_earlier,
@@ -30,15 +30,12 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
             out,
             rows.stride(0),
             width,
-            ACTIVATION=_NUMBERS[activation],
+            ACTIVATION=activation,
             BLOCK=_BLOCK,
             num_warps=4,
             **launch_options(x.device),
         )
     return out
-
-
-_NUMBERS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 @triton.jit
@@ -57,15 +54,23 @@ def _gated_kernel(
     inside = column < width
     source = x + row * x_stride + column
     wait_for_earlier(PDL)
-    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
-    if ACTIVATION == 0:
+    gate = tl.load(source, mask=inside, other=0.0)
+    up = tl.load(source + width, mask=inside, other=0.0)
+    value = activate_and_multiply(gate, up, ACTIVATION, out.dtype.element_ty)
+    tl.store(out + row * width + column, value, mask=inside)
+
+
+@triton.jit
+def activate_and_multiply(gate, up, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
+    """`act(gate) * up`, each rounded to DTYPE, of values of that dtype."""
+    gate = gate.to(tl.float32)
+    if ACTIVATION == "silu":
         value = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0)))
-    elif ACTIVATION == 1:
+    elif ACTIVATION == "gelu":
         value = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     else:
+        tl.static_assert(ACTIVATION == "gelu_tanh")
         # tanh(y) = 1 - 2 / (exp(2 y) + 1)
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         value = 0.5 * gate * (2.0 - 2.0 / (tl.exp(tl.minimum(2.0 * inner, 80.0)) + 1.0))
-    value = value.to(out.dtype.element_ty).to(tl.float32) * up
-    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
+    return (value.to(DTYPE).to(tl.float32) * up.to(tl.float32)).to(DTYPE)

@@ -9,6 +9,7 @@ from torch import nn
 
 from sglang.srt.configs.hf_config import ModelFacts
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul, get_act_fn
+from sglang.srt.layers.gated_linear import gated_linear
 from sglang.srt.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -81,8 +82,8 @@ class GatedMLP(nn.Module):
 
     def multiply(self, x: torch.Tensor, skip_all_reduce: bool = False) -> torch.Tensor:
         """`skip_all_reduce`: this rank's part of the sum, for a caller that adds up later."""
-        gate_up, _ = self.gate_up_proj(x)  # [T, 2 * intermediate / tp]
-        x, _ = self.down_proj(self.act_fn(gate_up), skip_all_reduce=skip_all_reduce)
+        x = gated_linear(self.gate_up_proj, self.act_fn, x)  # [T, intermediate / tp]
+        x, _ = self.down_proj(x, skip_all_reduce=skip_all_reduce)
         return x
 
 

@@ -1,8 +1,10 @@
 """Decode attention: one query token per request, its keys split over programs (flash-decoding).
 
-The first kernel attends to one split of the keys of one request for all query heads of a kv head; the second combines
-the splits. Where there is one split the first writes the output. Legend: B requests, H query heads, K kv heads, d head
-dim, S slots of the pool.
+The first kernel attends to one split of the keys of one request for all query heads of a kv head. Where the heads are few, the program
+of a request and kv head that ends last combines the splits; where they are many, a second kernel does. More than `TEAM` splits are
+combined in two rounds: the last program of a team combines the team's, the last of all teams combines the teams'. The order of sums follows from
+the splits, whatever order the programs end in. Where a request has one split its program writes the output. Legend: B requests, H query
+heads, K kv heads, d head dim, S slots of the pool.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from sglang.srt.layers.attention.triton_ops.common import (
     score_factors,
     with_dense_heads,
 )
-from sglang.srt.layers.triton_ops.dependent_launch import (
+from sglang.srt.layers.attention.triton_ops.decode_splits import (
+    TEAM,
+    combine_splits,
+    counters,
+    end_split,
+    first_visible,
+    suits_last_program,
+)
+from sglang.srt.utils.dependent_launch import (
     launch_dependents,
     launch_options,
     wait_for_earlier,
@@ -79,11 +89,16 @@ def decode_attention(
     scale, cap = score_factors(options.scale * options.k_scale, options.logit_cap)
     out = q.new_empty(batch, num_heads, v_dim)
     is_single = num_splits == 1
+    num_teams = plan.ceil_div(num_splits, TEAM)
+    num_parts = num_splits + num_teams
+    rows_combined = plan.next_power_of_2(heads)
+    num_counters = batch * num_kv_heads * head_blocks * (num_teams + 1)
+    ends_itself = not is_single and suits_last_program(rows_combined * block_v, num_counters)
     # With one split the kernel does not touch these.
     parts = (
-        out if is_single else q.new_empty(batch, num_heads, num_splits, v_dim, dtype=torch.float32)
+        out if is_single else q.new_empty(batch, num_heads, num_parts, v_dim, dtype=torch.float32)
     )
-    levels = out if is_single else q.new_empty(batch, num_heads, num_splits, dtype=torch.float32)
+    levels = out if is_single else q.new_empty(batch, num_heads, num_parts, dtype=torch.float32)
     _decode_kernel[(num_splits, num_kv_heads * head_blocks, batch)](
         q,
         keys,
@@ -91,6 +106,7 @@ def decode_attention(
         out,
         parts,
         levels,
+        counters(q.device) if ends_itself else out,
         table,
         rows,
         lens,
@@ -127,42 +143,16 @@ def decode_attention(
         OFFSETS=offsets is not None,
         V_IS_K=is_view_of(values, keys, v_dim, head_dim.block),
         SINGLE=is_single,
+        ENDS_ITSELF=ends_itself,
+        ROWS=rows_combined,
+        TEAM=TEAM,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **launch_options(q.device),
     )
-    if not is_single:
-        _combine_kernel[(num_heads, batch)](
-            parts,
-            levels,
-            out,
-            lens,
-            split_len,
-            q if options.sinks is None else options.sinks,
-            options.window,
-            num_splits,
-            NUM_HEADS=num_heads,
-            V_DIM=v_dim,
-            BLOCK_V=block_v,
-            BLOCK_S=min(32, max(2, plan.next_power_of_2(num_splits))),
-            CHUNK=options.chunk,
-            LOCAL=options.window > 0 or options.chunk > 0,
-            SINKS=options.sinks is not None,
-            num_warps=4,
-            **launch_options(q.device),
-        )
+    if not is_single and not ends_itself:
+        combine_splits(parts, levels, out, lens, num_splits, split_len, options)
     return out
-
-
-@triton.jit
-def _first_visible(length, window, CHUNK: tl.constexpr, LOCAL: tl.constexpr):
-    """The first key that the query at position `length - 1` sees."""
-    first = 0
-    if LOCAL:
-        first = tl.where(window > 0, tl.maximum(length - 1 - window, 0), 0)
-        if CHUNK > 0:
-            first = tl.maximum(first, tl.maximum(length - 1, 0) // CHUNK * CHUNK)
-    return first
 
 
 @triton.jit(
@@ -176,6 +166,7 @@ def _decode_kernel(
     out,
     parts,
     levels,
+    counters,
     table,
     rows,
     lens,
@@ -212,6 +203,9 @@ def _decode_kernel(
     OFFSETS: tl.constexpr,
     V_IS_K: tl.constexpr,
     SINGLE: tl.constexpr,
+    ENDS_ITSELF: tl.constexpr,
+    ROWS: tl.constexpr,
+    TEAM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One split of one request for the HEADS query heads of a block of a kv head's group."""
@@ -223,10 +217,13 @@ def _decode_kernel(
     wait_for_earlier(PDL)
     length = tl.load(lens + request).to(tl.int32)
     span = tl.load(split_len)
-    begin = _first_visible(length, window, CHUNK, LOCAL) + split * span
+    first = first_visible(length, window, CHUNK, LOCAL)
+    begin = first + split * span
     end = tl.minimum(begin + span, length)
+    # Whatever the lengths are, counters end where they began.
+    used = tl.minimum((length - first + span - 1) // span, num_splits)
     if not SINGLE:
-        if begin >= end:
+        if (begin >= end) & ((not ENDS_ITSELF) | (split > 0)):
             return
 
     slots = table + tl.load(rows + request).to(tl.int64) * table_stride
@@ -257,9 +254,12 @@ def _decode_kernel(
 
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    if SINKS and SINGLE:
-        peak = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
-        total = tl.full([BLOCK_M], 1.0, tl.float32)
+    if SINKS and (SINGLE or ENDS_ITSELF):
+        # Several splits get it when they are combined.
+        is_alone = row * 0 + used <= 1
+        sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
+        peak = tl.where(is_alone, sink, peak)
+        total = tl.where(is_alone, 1.0, total)
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
 
     key_base = keys + kv_head.to(tl.int64) * key_head_stride
@@ -308,71 +308,20 @@ def _decode_kernel(
     v_dims = tl.arange(0, BLOCK_V)
     out_row = request * NUM_HEADS + head
     is_out = is_row[:, None] & (v_dims[None, :] < V_DIM)
+    whole = out + out_row[:, None] * V_DIM + v_dims[None, :]
+    num_teams = tl.cdiv(num_splits, TEAM)
+    part = out_row * (num_splits + num_teams) + split
     if SINGLE:
-        pointers = out + out_row[:, None] * V_DIM + v_dims[None, :]
-        tl.store(pointers, acc.to(out.dtype.element_ty), mask=is_out)
-    else:
-        part = out_row * num_splits + split
+        tl.store(whole, acc.to(out.dtype.element_ty), mask=is_out)
+    elif not ENDS_ITSELF:
         tl.store(parts + part[:, None] * V_DIM + v_dims[None, :], acc, mask=is_out)
         tl.store(levels + part, peak + tl.log2(total), mask=is_row)
-
-
-@triton.jit(
-    do_not_specialize=["window", "num_splits"],
-    do_not_specialize_on_alignment=["lens", "split_len"],
-)
-def _combine_kernel(
-    parts,
-    levels,
-    out,
-    lens,
-    split_len,
-    sinks,
-    window,
-    num_splits,
-    NUM_HEADS: tl.constexpr,
-    V_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LOCAL: tl.constexpr,
-    SINKS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """The splits of one request and head, weighted by their sums of exponentials. Splits that no key fell into were
-    not written and are not read."""
-    launch_dependents(PDL)
-    head = tl.program_id(0)
-    request = tl.program_id(1).to(tl.int64)
-    wait_for_earlier(PDL)
-    length = tl.load(lens + request).to(tl.int32)
-    span = tl.load(split_len)
-    used = (length - _first_visible(length, window, CHUNK, LOCAL) + span - 1) // span
-
-    out_row = request * NUM_HEADS + head
-    part_base = out_row * num_splits
-    v_dims = tl.arange(0, BLOCK_V)
-    if SINKS:
-        peak = tl.load(sinks + head).to(tl.float32) * LOG2_E
-        total = 1.0
+    elif used <= 1:
+        tl.store(whole, acc.to(out.dtype.element_ty), mask=is_out)
     else:
-        peak = float("-inf")
-        total = 0.0
-    acc = tl.zeros([BLOCK_V], tl.float32)
-    for block in range(0, used, BLOCK_S):
-        split = block + tl.arange(0, BLOCK_S)
-        is_used = split < used
-        level = tl.load(levels + part_base + split, mask=is_used, other=float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(level, 0))
-        decay = tl.exp2(peak - new_peak)
-        weights = tl.exp2(level - new_peak)
-        part = tl.load(
-            parts + (part_base + split)[:, None] * V_DIM + v_dims[None, :],
-            mask=is_used[:, None] & (v_dims[None, :] < V_DIM),
-            other=0.0,
-        )
-        acc = acc * decay + tl.sum(weights[:, None] * part, 0)
-        total = total * decay + tl.sum(weights, 0)
-        peak = new_peak
-    result = acc / tl.where(total > 0.0, total, 1.0)
-    tl.store(out + out_row * V_DIM + v_dims, result.to(out.dtype.element_ty), mask=v_dims < V_DIM)
+        tl.store(parts + part[:, None] * V_DIM + v_dims[None, :], acc, mask=is_out)
+        tl.store(levels + part, peak + tl.log2(total), mask=is_row)
+        end_split(
+            out, parts, levels, counters, sinks, split, used, num_splits, num_teams, request, kv_head, head_block,
+            NUM_HEADS, GROUP, HEADS, V_DIM, BLOCK_V, SINKS, ROWS, TEAM,
+        )  # fmt: skip

@@ -15,13 +15,13 @@ import triton.language as tl
 
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix, Gate
 from sglang.srt.layers.moe.tiles import Tile
-from sglang.srt.layers.triton_ops.dependent_launch import (
+from sglang.srt.layers.triton_ops.moe.activation import activate
+from sglang.srt.layers.triton_ops.moe.sort import Blocks
+from sglang.srt.utils.dependent_launch import (
     launch_dependents,
     launch_options,
     wait_for_earlier,
 )
-from sglang.srt.layers.triton_ops.moe.activation import activate
-from sglang.srt.layers.triton_ops.moe.sort import Blocks
 
 
 def grouped_product(

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.triton_ops import next_power_of_2
-from sglang.srt.layers.triton_ops.dependent_launch import (
+from sglang.srt.utils.dependent_launch import (
     launch_dependents,
     launch_options,
     wait_for_earlier,
