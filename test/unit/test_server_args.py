@@ -399,6 +399,30 @@ def test_intel_amx_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -
     assert "intel_amx is not implemented; torch_native takes its place" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({}, "fa3"),
+        ({"dtype": "float32"}, "triton"),
+        ({"dtype": "float"}, "triton"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "triton"),
+        (
+            {"dtype": "float32", "attention_backend": "fa3"},
+            "fa3",
+        ),  # who asks is told by the backend
+    ],
+)
+def test_what_a_package_has_no_kernels_for_is_not_given_to_it(
+    flags: dict, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sglang.srt.arg_groups.resolve.installed_attention_packages",
+        lambda: frozenset({"sgl_kernel", "triton"}),
+    )
+    hopper = dataclasses.replace(gpu(141), compute_capability=(9, 0))
+    assert resolve(ServerArgs(**flags), hopper).attention_backend == expected
+
+
 def test_facts_of_a_cpu() -> None:
     facts = collect_facts(ServerArgs(device="cpu"))
     assert (facts.device, facts.device_memory_mib) == ("cpu", None)

@@ -174,10 +174,8 @@ def test_short_prefills(has_mrope, without_a_gpu):
     assert not runner.can_replay(batch)
 
 
-@pytest.mark.parametrize("runs_prefills_too", [True, False])
-def test_kernels_are_compiled_together_before_anything_is_captured(
-    without_a_gpu, runs_prefills_too
-):
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu, is_ours):
     """Decode steps that a package's backend attends in are not rehearsed: its kernels would run on pages that nobody listed."""
     events, steps = [], Steps(has_mrope=False)
 
@@ -203,20 +201,36 @@ def test_kernels_are_compiled_together_before_anything_is_captured(
     without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
     without_a_gpu.setattr(cuda_graph_runner, "KernelRehearsal", Rehearsal)
     platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
-    config = GraphConfig((1, 2, 4), rehearse=True)
+    config = GraphConfig((1, 2, 8), rehearse=True)
     backend = Backend()
-    prefills = backend if runs_prefills_too else Backend()
-    runner = CudaGraphRunner(config, forward, backend, {}, platform, prefills)
+    runner = CudaGraphRunner(
+        config, forward, backend, {}, platform, backend if is_ours else Backend()
+    )
     counts = prefill_graph_runner.TOKEN_COUNTS
-    rehearsed = [*([1, 2, 4] if runs_prefills_too else []), counts[0], counts[-1]]
+    rehearsed = [1, 2, *([8] if is_ours else []), counts[0], counts[-1]]
     begun = ["begin", *rehearsed, "end", "compile"]
     assert events[: len(begun)] == begun
-    assert events[len(begun) :] == [4] * 3 + [2] * 2 + [1] * 2 + [
+    assert events[len(begun) :] == [8] * 3 + [2] * 2 + [1] * 2 + [
         n for n in reversed(counts) for _ in (0, 1)
     ]
     batch = decode(3)
     got = runner.replay(batch).next_token_logits
     torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
+
+
+def test_small_decodes_are_triton_s(without_a_gpu):
+    """The backend that a captured step was laid out for is the one that its replay prepares."""
+    steps, large, small = Steps(has_mrope=False), Backend(), Backend()
+    without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
+    platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
+    runner = CudaGraphRunner(GraphConfig((1, 4, 8)), steps.forward, large, {}, platform, small)
+    for size in (1, 3, 5, 8):
+        batch = decode(size)
+        got = runner.replay(batch).next_token_logits
+        torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
+    assert (small.replayed, large.replayed) == ([1, 4], [8, 8])
+    captured = {size: one.batch.attn_backend for size, one in runner._captured.items()}
+    assert captured == {1: small, 4: small, 8: large}
 
 
 def test_steps_with_experts_are_not_rehearsed():

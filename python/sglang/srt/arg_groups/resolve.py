@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 GIB = 1024  # in MiB, the unit of memory here
 _UNKNOWN_MEMORY_FRACTION = 0.88
+_WIDE_DTYPES = ("float", "float32")
 _NO_GRAPH_BACKENDS = ("torch_native", "flex_attention")
 
 
@@ -128,7 +129,7 @@ def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
         memory_fraction(memory, chunk, max_bs, args.tp_size * args.pp_size),
         size,
     )
-    attention = _resolve_attention(args.attention_backend, device, facts, log)
+    attention = _resolve_attention(args, device, facts, log)
     prefill = _phase_attention(args.prefill_attention_backend, attention)
     decode = _phase_attention(args.decode_attention_backend, attention)
     return ResolvedArgs(
@@ -225,15 +226,17 @@ def graph_batch_sizes(max_bs: int) -> list[int]:
     return [size for size in sizes if size <= max_bs]
 
 
-def _resolve_attention(requested: str | None, device: str, facts: Facts, log: _Decisions) -> str:
+def _resolve_attention(args: ServerArgs, device: str, facts: Facts, log: _Decisions) -> str:
+    requested = args.attention_backend
     if requested == "intel_amx":
         logger.warning(
             "--attention-backend intel_amx is not implemented; torch_native takes its place"
         )
         return "torch_native"
-    found, reason = default_attention_backend(
-        device, facts.compute_capability, installed_attention_packages()
-    )
+    packages = installed_attention_packages()
+    if args.dtype in _WIDE_DTYPES or args.kv_cache_dtype.startswith("fp8"):
+        packages &= {"triton"}  # the others have no kernels for these
+    found, reason = default_attention_backend(device, facts.compute_capability, packages)
     return log.choose("attention_backend", requested, found, reason)
 
 

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 # The first so many captured sizes, up to 64 requests, differ in kernels; above them only tiles that are chosen alike.
 _SMALL_SIZES = 12
 
+# Decodes of up to so many requests are a chain of short kernels, in which ours begin while the one before still runs.
+SMALL_DECODE = 4
+
 _is_capturing = False
 
 
@@ -85,7 +88,7 @@ class CudaGraphRunner:
         backend: AttentionBackend,
         pools: dict[str, Any],
         platform: Platform,
-        prefill_backend: AttentionBackend | None = None,
+        small_backend: AttentionBackend | None = None,
     ) -> None:
         self._sizes = list(config.batch_sizes)
         self._pad = config.pad
@@ -93,7 +96,7 @@ class CudaGraphRunner:
         self._rehearse = config.rehearse
         self._forward = forward
         self._backend = backend
-        self._prefill_backend = prefill_backend
+        self._small_backend = small_backend
         self._pools = pools
         self._platform = platform
         self._padding_len = backend.get_cuda_graph_seq_len_fill_value()
@@ -138,7 +141,7 @@ class CudaGraphRunner:
         captured = self._captured[size]
         static = captured.batch
         self._fill(batch, size)
-        self._backend.init_forward_metadata_replay_cuda_graph(
+        self._backend_for(size).init_forward_metadata_replay_cuda_graph(
             size,
             static.req_pool_indices,
             static.seq_lens,
@@ -189,7 +192,8 @@ class CudaGraphRunner:
         started, free = time.perf_counter(), self._platform.free_memory()
         sizes = self._sizes
         logger.info("Capture cuda graph begin. bs=%s, avail mem=%.2f GiB", sizes, free / 2**30)
-        self._backend.init_cuda_graph_state(sizes[-1], sizes[-1])
+        for backend in {self._backend_for(size) for size in sizes}:
+            backend.init_cuda_graph_state(sizes[-1], sizes[-1])
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._platform.device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -217,11 +221,11 @@ class CudaGraphRunner:
 
     def _create_prefill_runner(self) -> PrefillGraphRunner | None:
         """None where no backend can capture prefills."""
-        if self._prefill_backend is None:
+        if self._small_backend is None:
             return None
         return PrefillGraphRunner(
             self._forward,
-            self._prefill_backend,
+            self._small_backend,
             self._pools,
             self._platform.device,
             self._has_mrope,
@@ -231,9 +235,9 @@ class CudaGraphRunner:
         """Compile together what the captures and a replay need. Sizes between these have the kernels of a neighbour."""
         rehearsal = KernelRehearsal()
         with rehearsal.pretend():
-            # A package's kernels would run, on pages that ours has not listed.
-            if self._backend is self._prefill_backend:
-                for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
+            for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
+                # A package's kernels would run, on pages that ours has not listed.
+                if self._backend_for(size) is self._small_backend:
                     self._forward(self._lay_out(size))
             self._fill(self._static_batch(self._sizes[0]), self._sizes[0])
             # What a model file cannot do comes up again at the capture, which says so.
@@ -259,7 +263,7 @@ class CudaGraphRunner:
     def _lay_out(self, size: int) -> ForwardBatch:
         """The static batch of `size` requests, and its attention metadata, made the current ones."""
         batch = self._static_batch(size)
-        self._backend.init_forward_metadata_capture_cuda_graph(
+        self._backend_for(size).init_forward_metadata_capture_cuda_graph(
             size, size, batch.req_pool_indices, batch.seq_lens, None, ForwardMode.DECODE, None
         )
         return batch
@@ -295,9 +299,14 @@ class CudaGraphRunner:
             out_cache_loc=slots,
             positions=positions,
             mrope_positions=lines[self._lines.AXES] if self._has_mrope else None,
-            attn_backend=self._backend,
+            attn_backend=self._backend_for(size),
             **self._pools,
         )
+
+    def _backend_for(self, size: int) -> AttentionBackend:
+        """What attends in a captured decode of `size` requests."""
+        small = self._small_backend
+        return small if small is not None and size <= SMALL_DECODE else self._backend
 
 
 def may_rehearse(model: nn.Module) -> bool:

@@ -200,7 +200,7 @@ class ModelRunner:
                         "token_to_kv_pool": self.token_to_kv_pool,
                     },
                     self.platform,
-                    self._graph_prefill_backend(),
+                    self._small_backend(),
                 )
         except (RuntimeError, NotImplementedError) as error:
             logger.warning(
@@ -208,13 +208,15 @@ class ModelRunner:
             )
             return None
 
-    def _graph_prefill_backend(self) -> AttentionBackend | None:
-        """What attends in captured prefills: triton, whose layout fits any requests, also where a package runs the long ones."""
-        prefill, _, decode = self.config.attention_backend.partition("+")
-        if prefill == "torch_native":
+    def _small_backend(self) -> AttentionBackend | None:
+        """What attends in captured prefills, which are short, and in the smallest captured decodes, whatever runs the others: triton.
+
+        Its layout of a prefill fits any requests, and its kernels begin early. None where it cannot run.
+        """
+        name = self.config.attention_backend
+        if "torch_native" in name.split("+"):
             return None
-        is_one = prefill == "triton" and not decode
-        return self.attn_backend if is_one else create_attention_backend("triton", self)
+        return self.attn_backend if name == "triton" else create_attention_backend("triton", self)
 
     def release_graphs(self) -> None:
         """Before this rank leaves its group; no step may follow."""
