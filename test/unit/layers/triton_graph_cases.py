@@ -176,7 +176,7 @@ def test_short_prefills(has_mrope, without_a_gpu):
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu, is_ours):
-    """Decode steps that a package's backend attends in are not rehearsed: its kernels would run on pages that nobody listed."""
+    """Triton attends in what is rehearsed: a package's kernels would run, on pages that nobody listed."""
     events, steps = [], Steps(has_mrope=False)
 
     class Rehearsal:
@@ -195,6 +195,8 @@ def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu
             return 0.5
 
     def forward(batch):
+        if "compile" not in events:
+            assert batch.attn_backend is small
         events.append(len(batch.input_ids))
         return steps.forward(batch)
 
@@ -202,17 +204,11 @@ def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu
     without_a_gpu.setattr(cuda_graph_runner, "KernelRehearsal", Rehearsal)
     platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
     config = GraphConfig((1, 2, 8), rehearse=True)
-    backend = Backend()
-    runner = CudaGraphRunner(
-        config, forward, backend, {}, platform, backend if is_ours else Backend()
-    )
+    small = Backend()
+    runner = CudaGraphRunner(config, forward, small if is_ours else Backend(), {}, platform, small)
     counts = prefill_graph_runner.TOKEN_COUNTS
-    rehearsed = [1, 2, *([8] if is_ours else []), counts[0], counts[-1]]
-    begun = ["begin", *rehearsed, "end", "compile"]
-    assert events[: len(begun)] == begun
-    assert events[len(begun) :] == [8] * 3 + [2] * 2 + [1] * 2 + [
-        n for n in reversed(counts) for _ in (0, 1)
-    ]
+    assert events[:8] == ["begin", 1, 2, 8, counts[0], counts[-1], "end", "compile"]
+    assert events[8:] == [8] * 3 + [2] * 2 + [1] * 2 + [n for n in reversed(counts) for _ in (0, 1)]
     batch = decode(3)
     got = runner.replay(batch).next_token_logits
     torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)

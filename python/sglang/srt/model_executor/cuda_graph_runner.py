@@ -35,8 +35,8 @@ from sglang.srt.utils.start_clock import StartClock
 
 logger = logging.getLogger(__name__)
 
-# The first so many captured sizes, up to 64 requests, differ in kernels; above them only tiles that are chosen alike.
-_SMALL_SIZES = 12
+# The first so many captured sizes, up to 72 requests, differ in kernels; above them only tiles that are chosen alike.
+_SMALL_SIZES = 13
 
 # Decodes of up to so many requests are a chain of short kernels, in which ours begin while the one before still runs.
 SMALL_DECODE = 4
@@ -232,14 +232,15 @@ class CudaGraphRunner:
         )
 
     def _compile_ahead(self, prefill: PrefillGraphRunner) -> None:
-        """Compile together what the captures and a replay need. Sizes between these have the kernels of a neighbour."""
+        """Compile together what the captures and a replay need. Sizes between these have the kernels of a neighbour.
+
+        Triton attends in all of them: a package's kernels would run, on pages that ours had not listed.
+        """
         rehearsal = KernelRehearsal()
         with rehearsal.pretend():
             for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
-                # A package's kernels would run, on pages that ours has not listed.
-                if self._backend_for(size) is self._small_backend:
-                    self._forward(self._lay_out(size))
-            self._fill(self._static_batch(self._sizes[0]), self._sizes[0])
+                self._forward(self._lay_out(size, prefill.backend))
+            self._fill(self._static_batch(self._sizes[0], prefill.backend), self._sizes[0])
             # What a model file cannot do comes up again at the capture, which says so.
             with contextlib.suppress(RuntimeError, TypeError, AttributeError, ValueError):
                 for count in (TOKEN_COUNTS[0], TOKEN_COUNTS[-1]):
@@ -260,16 +261,16 @@ class CudaGraphRunner:
             return False
         return True
 
-    def _lay_out(self, size: int) -> ForwardBatch:
+    def _lay_out(self, size: int, backend: AttentionBackend) -> ForwardBatch:
         """The static batch of `size` requests, and its attention metadata, made the current ones."""
-        batch = self._static_batch(size)
-        self._backend_for(size).init_forward_metadata_capture_cuda_graph(
+        batch = self._static_batch(size, backend)
+        backend.init_forward_metadata_capture_cuda_graph(
             size, size, batch.req_pool_indices, batch.seq_lens, None, ForwardMode.DECODE, None
         )
         return batch
 
     def _capture(self, size: int, pool: Any) -> _Captured:
-        batch = self._lay_out(size)
+        batch = self._lay_out(size, self._backend_for(size))
 
         def warm_up() -> None:
             self._forward(batch)
@@ -285,7 +286,7 @@ class CudaGraphRunner:
         )
         return _Captured(graph, batch, output)
 
-    def _static_batch(self, size: int) -> ForwardBatch:
+    def _static_batch(self, size: int, backend: AttentionBackend) -> ForwardBatch:
         lines = self._buffer[:, :size]
         ids, rows, lens, positions, slots = lines[: self._lines.NUM_LINES].unbind()
         return ForwardBatch(
@@ -299,7 +300,7 @@ class CudaGraphRunner:
             out_cache_loc=slots,
             positions=positions,
             mrope_positions=lines[self._lines.AXES] if self._has_mrope else None,
-            attn_backend=self._backend_for(size),
+            attn_backend=backend,
             **self._pools,
         )
 

@@ -53,7 +53,7 @@ class PrefillGraphRunner:
         has_mrope: bool = False,
     ) -> None:
         self._forward = forward
-        self._backend = backend
+        self.backend = backend
         self._pools = pools
         self._device = device
         self._has_mrope = has_mrope
@@ -96,7 +96,7 @@ class PrefillGraphRunner:
         last = np.zeros(MAX_REQUESTS, np.int64)
         last[:size] = np.cumsum(batch.extend_seq_lens_cpu) - 1
         self._last.copy_(torch.from_numpy(last).pin_memory(), non_blocking=True)
-        self._backend.replay_extend(count, batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu)
+        self.backend.replay_extend(count, batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu)
         captured = self._captured[count]
         captured.graph.replay()
         logits = captured.output.next_token_logits
@@ -122,7 +122,7 @@ class PrefillGraphRunner:
 
     def lay_out(self, count: int) -> ForwardBatch:
         """The static batch of `count` tokens, and its attention metadata, made the current ones."""
-        self._backend.capture_extend(count, self._rows)
+        self.backend.capture_extend(count, self._rows)
         return self._static_batch(count)
 
     def _static_batch(self, count: int) -> ForwardBatch:
@@ -138,6 +138,6 @@ class PrefillGraphRunner:
             req_pool_indices=self._rows[:MAX_REQUESTS],
             next_token_positions=self._last,
             extend_num_tokens=count,
-            attn_backend=self._backend,
+            attn_backend=self.backend,
             **self._pools,
         )
