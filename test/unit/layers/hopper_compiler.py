@@ -24,6 +24,7 @@ from sglang.srt.layers.moe.fused_experts import run_fused
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Tile, Tiles
 from sglang.srt.layers.triton_ops.choose import choose_tokens
+from sglang.srt.layers.triton_ops.choose_kept import KeptDraw, choose_kept
 from sglang.srt.layers.triton_ops.few_rows import one_row_linear
 from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
 from sglang.srt.layers.triton_ops.gated import gated_activation
@@ -124,7 +125,9 @@ def launch_all() -> None:
     decode_attention(
         many_heads, latent, latent, rows, numbers(1), numbers(1), None, 4, split_len, options
     )
-    choose_tokens(empty(2, 9000, dtype=torch.float32))
+    logits, column = (empty(2, width, dtype=torch.float32) for width in (9000, 1))
+    choose_tokens(logits)
+    choose_kept(logits, KeptDraw(None, numbers(2, 1), column, column, 1))
     weights, ids = choose_experts(empty(2, 8), 2, is_sigmoid=False, renormalize=True)
     matrices = ExpertMatrix(empty(8, 128, 64)), ExpertMatrix(empty(8, 64, 64))
     config = MoeRunnerConfig(num_experts=8)

@@ -22,6 +22,12 @@ needs_triton = pytest.mark.skipif(not has_triton, reason="the package triton is 
 # The way of a decode step.
 EARLY = {
     "triton_ops/choose.py": {"_block_kernel", "_row_kernel"},
+    "triton_ops/choose_kept.py": {
+        "_again_kernel",
+        "_count_kernel",
+        "_race_kernel",
+        "_settle_kernel",
+    },
     "triton_ops/few_rows.py": {"_one_row_kernel"},
     "triton_ops/few_rows_linear.py": {"_few_rows_kernel"},
     "triton_ops/gated.py": {"_gated_kernel"},

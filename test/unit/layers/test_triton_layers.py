@@ -17,7 +17,9 @@ from sglang.srt.layers.norm_rope import norm_rope_and_store
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
 )
-@pytest.mark.parametrize("name", ["triton_layer_cases.py", "triton_graph_cases.py"])
+@pytest.mark.parametrize(
+    "name", ["triton_layer_cases.py", "triton_graph_cases.py", "triton_choose_cases.py"]
+)
 def test_kernels_in_the_interpreter(name):
     output = output_of(run_cases(name))
     assert " passed" in output and "skipped" not in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -382,3 +383,24 @@ def test_flags_come_down_with_the_ids(nan, expected):
     result = step.result()
     assert result.next_ids == [5, -1, 6]
     assert result.bad_rows == [2] and result.nan_rows == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "vocab", "is_cuda", "suits"),
+    [
+        ({"top_k": 1}, 50, True, True),
+        ({}, 50, True, True),
+        ({"top_p": 0.9}, 50, True, False),
+        ({"seed": 3}, 50, True, False),
+        ({"top_p": 0.9}, 2000, True, True),
+        ({"top_k": 5, "min_p": 0.1, "seed": 3}, 2000, True, True),
+        ({"top_p": 0.9}, 2000, False, False),
+    ],
+)
+def test_kernels_choose_on_a_gpu_but_from_small_vocabularies(
+    monkeypatch, spec, vocab, is_cuda, suits
+):
+    monkeypatch.setattr("sglang.srt.layers.sampler.has_triton", lambda: True)
+    batch = make_table([spec], vocab).batch([0], [work_of(0)])
+    logits = SimpleNamespace(is_cuda=is_cuda, shape=(1, vocab))
+    assert Sampler()._suits_kernel(logits, batch) == suits

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,8 +28,13 @@ from sglang.srt.sampling.sampling_batch import (
     SamplingColumns,
 )
 
+if TYPE_CHECKING:
+    from sglang.srt.layers.triton_ops.choose_kept import KeptDraw
+
 # Up to this top_k a partial selection is cheaper than sorting the vocabulary.
 _MAX_PARTIAL_TOP_K = 1024
+# Rows of smaller vocabularies are filtered by sorting them.
+_MIN_KERNEL_VOCAB = 1024
 
 
 class Sampler(nn.Module):
@@ -90,26 +96,38 @@ class Sampler(nn.Module):
         return SampleOutput(next_ids=next_ids, bad=~torch.isfinite(best), logprobs=logprobs)
 
     def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
-        """Can a GPU choose in one pass over the logits? Filters, seeds and logprobs take the general way."""
-        columns = batch.columns
-        if not logits.is_cuda or batch.logprobs is not None or not has_triton():
+        """Can kernels choose, without a sort? A small vocabulary is sorted before four of them are launched."""
+        if not logits.is_cuda or not has_triton():
             return False
-        is_filtered = columns.needs_top_k or columns.needs_top_p or columns.needs_min_p
-        return columns.all_greedy or not (is_filtered or columns.seeded_list)
+        columns = batch.columns
+        is_plain = columns.all_greedy or not (_is_filtered(columns) or columns.seeded_list)
+        return is_plain or logits.shape[1] >= _MIN_KERNEL_VOCAB
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
-        from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
-
-        columns = batch.columns
-        draw = None
-        if not columns.all_greedy:
-            assert columns.top_k is not None, "a batch that is drawn from has its columns"
-            self._num_draws += 1
-            draw = Draw(columns.temperature, columns.top_k, self._draw_seed())
-        next_ids, bad = choose_tokens(logits, draw)
+        columns, logprobs = batch.columns, None
+        if batch.logprobs is not None:
+            scaled = self._logprob_logits(logits, batch.logprobs, columns)
+        next_ids, bad = self._choose_ids(logits, batch)
+        if batch.logprobs is not None:
+            logprobs = _compute_logprobs(scaled, next_ids, batch.logprobs)
         if columns.penalties is not None:
             columns.penalties.record(next_ids)
-        return SampleOutput(next_ids=next_ids, bad=bad, logprobs=None)
+        return SampleOutput(next_ids=next_ids, bad=bad, logprobs=logprobs)
+
+    def _choose_ids(
+        self, logits: torch.Tensor, batch: SamplingBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
+        from sglang.srt.layers.triton_ops.choose_kept import choose_kept
+
+        columns = batch.columns
+        if columns.all_greedy:
+            return choose_tokens(logits)
+        assert columns.top_k is not None, "a batch that is drawn from has its columns"
+        self._num_draws += 1
+        if _is_filtered(columns) or columns.seeded_list:
+            return choose_kept(logits, kept_draw(batch, self._draw_seed()))
+        return choose_tokens(logits, Draw(columns.temperature, columns.top_k, self._draw_seed()))
 
     def _draw_seed(self) -> int:
         """A seed for every step, 31 bits: a counter would make neighbouring starts draw alike."""
@@ -235,6 +253,37 @@ class SampleLogprobs:
 
 
 _ON_THE_DEVICE = ("chosen", "top_values", "top_ids", "given")
+
+
+def kept_draw(batch: SamplingBatch, seed: int) -> KeptDraw:
+    """What `choose_kept` needs of a batch that is drawn from; `seed` is the step's."""
+    from sglang.srt.layers.triton_ops.choose_kept import KeptDraw
+
+    columns = batch.columns
+    assert columns.top_k is not None and columns.top_p is not None and columns.min_p is not None
+    seeds = positions = None
+    if columns.seeded is not None:
+        assert columns.seeds is not None, "seeded lines have seeds"
+        seeds, positions = columns.seeds, batch.seed_positions()
+        num_rows = columns.top_k.shape[0]
+        if len(columns.seeded_list) < num_rows:
+            absent = seeds.new_full((num_rows,), -1)
+            seeds = absent.index_copy(0, columns.seeded, seeds)
+            positions = absent.index_copy_(0, columns.seeded, positions)
+    return KeptDraw(
+        columns.temperature,
+        columns.top_k,
+        columns.top_p,
+        columns.min_p,
+        seed,
+        seeds,
+        positions,
+        is_filtered=_is_filtered(columns),
+    )
+
+
+def _is_filtered(columns: SamplingColumns) -> bool:
+    return columns.needs_top_k or columns.needs_top_p or columns.needs_min_p
 
 
 def seeded_noise(
