@@ -13,6 +13,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "layers"))
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-from triton_choose_cases import *  # noqa: E402, F403
 from triton_decode_cases import *  # noqa: E402, F403
 from triton_layer_cases import *  # noqa: E402, F403

@@ -1,5 +1,5 @@
 """Draws without a sort against the plain sampler, which sorts; run by `test_triton_layers.py` in Triton's interpreter, and by
-`test/gpu/test_layers_gpu.py` on a GPU.
+`test/gpu/test_choose_kept_gpu.py` on a GPU.
 
 Rows have seeds, so that both draw with the same noise. Over many seeds each token at the border of what is kept wins somewhere.
 """

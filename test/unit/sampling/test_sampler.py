@@ -403,4 +403,7 @@ def test_kernels_choose_on_a_gpu_but_from_small_vocabularies(
     monkeypatch.setattr("sglang.srt.layers.sampler.has_triton", lambda: True)
     batch = make_table([spec], vocab).batch([0], [work_of(0)])
     logits = SimpleNamespace(is_cuda=is_cuda, shape=(1, vocab))
+    needs_search = "top_p" in spec or "seed" in spec
+    assert Sampler()._suits_kernel(logits, batch) == (suits and not needs_search)
+    monkeypatch.setenv("SGLANG_ENABLE_SORT_FREE_SAMPLING", "true")
     assert Sampler()._suits_kernel(logits, batch) == suits

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sglang.srt.environ import envs
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs
 from sglang.srt.platforms import Platform
@@ -55,6 +56,7 @@ class Sampler(nn.Module):
         self._check_nan = check_nan
         self._generators: dict[torch.device, torch.Generator] = {}
         self._num_draws = 0
+        self._may_search = envs.SGLANG_ENABLE_SORT_FREE_SAMPLING.get()
 
     @torch.no_grad()
     def forward(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
@@ -96,12 +98,15 @@ class Sampler(nn.Module):
         return SampleOutput(next_ids=next_ids, bad=~torch.isfinite(best), logprobs=logprobs)
 
     def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
-        """Can kernels choose, without a sort? A small vocabulary is sorted before four of them are launched."""
+        """Do kernels choose, without a sort? A small vocabulary is sorted before four of them are launched.
+
+        Filters and seeds only where the environment says so: their kernels have not passed their tests on a GPU yet.
+        """
         if not logits.is_cuda or not has_triton():
             return False
         columns = batch.columns
         is_plain = columns.all_greedy or not (_is_filtered(columns) or columns.seeded_list)
-        return is_plain or logits.shape[1] >= _MIN_KERNEL_VOCAB
+        return is_plain or (self._may_search and logits.shape[1] >= _MIN_KERNEL_VOCAB)
 
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
         columns, logprobs = batch.columns, None
