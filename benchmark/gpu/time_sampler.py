@@ -27,6 +27,11 @@ KINDS: dict[str, dict] = {
 }
 
 
+class KernelSampler(Sampler):
+    def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
+        return True
+
+
 class PlainSampler(Sampler):
     def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
         return False
@@ -84,7 +89,7 @@ def main() -> None:
                 logits = torch.randn(rows, vocab, device="cuda") * spread
                 for kind, spec in KINDS.items():
                     batch = batch_of(spec, rows, vocab)
-                    ours, host = time_steps(Sampler(), logits, batch, args.steps)
+                    ours, host = time_steps(KernelSampler(), logits, batch, args.steps)
                     plain, _ = time_steps(PlainSampler(), logits, batch, max(2, args.steps // 4))
                     print(
                         f"{vocab:7} {spread:6} {rows:5}  {kind:13} {ours:9.1f} {plain:9.1f} {plain / ours:6.1f} {host:6.0f}",
