@@ -500,6 +500,20 @@ def test_the_cache_leaves_room_for_the_backend(name, taken, monkeypatch):
     assert runner._memory_for_kv() == 40 * 2**30 - taken
 
 
+@pytest.mark.parametrize("name", ["flashinfer", "fa3"])
+def test_a_package_that_does_not_fit_is_named(name, monkeypatch):
+    def fail(module):
+        raise ImportError(f"{module}: undefined symbol")
+
+    runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(registry.importlib, "import_module", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    message = r"cannot be imported \(ImportError: .*undefined symbol\).*--attention-backend triton"
+    with pytest.raises(ConfigError, match=message):
+        create_attention_backend(name, runner)
+
+
 def test_flashinfer_can_be_hidden(monkeypatch):
     monkeypatch.setenv("SGLANG_IS_FLASHINFER_AVAILABLE", "false")
     runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)

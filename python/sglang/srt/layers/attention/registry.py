@@ -8,6 +8,7 @@ device is asked before the cache takes the rest.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +121,7 @@ def _create_flashinfer(model_runner: Any) -> AttentionBackend:
     is_hidden = not envs.SGLANG_IS_FLASHINFER_AVAILABLE.get()
     _check_package("flashinfer", "flashinfer-python", "flashinfer", is_hidden)
     _check_gpu("flashinfer", model_runner)
+    _import_package("flashinfer", "flashinfer-python", "flashinfer")
     from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 
     return FlashInferAttnBackend(
@@ -134,6 +136,7 @@ def _create_fa3(model_runner: Any) -> AttentionBackend:
     _check_package("fa3", "sglang-kernel", "sgl_kernel")
     _check_gpu("fa3", model_runner)
     _check_hopper(model_runner.device)
+    _import_package("fa3", "sglang-kernel", "sgl_kernel.flash_attn")
     from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
 
     return Fa3AttnBackend(
@@ -155,6 +158,17 @@ def _check_package(name: str, package: str, module: str, is_hidden: bool = False
             f"attention backend {name!r} needs the package {package}, which is not installed; install it "
             f"(pip install {package}, or the extra sglang[cuda]) or choose --attention-backend triton"
         )
+
+
+def _import_package(name: str, package: str, module: str) -> None:
+    """Raises ConfigError where the package of a backend is installed but was built for another torch or CUDA."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"attention backend {name!r} needs the package {package}, which is installed but cannot be imported "
+            f"({type(error).__name__}: {error}); install one that fits this torch, or choose --attention-backend triton"
+        ) from error
 
 
 def _check_gpu(name: str, model_runner: Any) -> None:
