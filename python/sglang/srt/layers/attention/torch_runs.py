@@ -37,10 +37,10 @@ class Piece:
 
 @dataclass
 class Round:
-    """Pieces without a row in common. `rows` of T in the order of the pieces, int64; None: all."""
+    """Pieces without a row in common. `rows` of T in the order of the pieces, int64."""
 
     pieces: list[Piece]
-    rows: torch.Tensor | None = None
+    rows: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class StepRuns:
             ]
             last.append(pieces.pop() if span.num_new == 1 else Piece(rows, None))
             others.append(pieces)
-        self.rounds = [Round(last), *_in_rounds(others)]
+        self.last = last  # every row has one of these, in the order of rows
+        self.rounds = _in_rounds(others)
 
     def attend(
         self,
@@ -88,17 +89,14 @@ class StepRuns:
     ) -> torch.Tensor:
         """q [T, H, d], new keys and values [T, K, d] -> [T, H * d] in the dtype of q."""
         call = _LayerCall(q, fresh, pool, scale)
-        out, lse = call.run(self.rounds[0])
-        if len(self.rounds) == 1:
+        out, lse = call.run(self.last)
+        if not self.rounds:
             return out.reshape(len(q), -1)
         out = out.float()
-        for part in self.rounds[1:]:
-            more, more_lse = call.run(part)
+        for part in self.rounds:
+            more, more_lse = call.run(part.pieces)
             rows = part.rows
-            if rows is None:
-                out, lse = _merge(out, lse, more, more_lse)
-            else:
-                out[rows], lse[rows] = _merge(out[rows], lse[rows], more, more_lse)
+            out[rows], lse[rows] = _merge(out[rows], lse[rows], more, more_lse)
         return out.to(q.dtype).reshape(len(q), -1)
 
 
@@ -126,9 +124,9 @@ class _LayerCall:
         self.q = q.view(len(q), self.num_kv_heads, self.group, self.head_dim)
         self.fresh, self.pool, self.scale = fresh, pool, scale
 
-    def run(self, part: Round) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, K, G, d] and the log-sum-exp [n, K, G] of all pieces."""
-        results = [self._piece(piece) for piece in part.pieces]
+        results = [self._piece(piece) for piece in pieces]
         if len(results) == 1:
             return results[0]
         outs, sums = zip(*results, strict=True)
@@ -222,7 +220,7 @@ def _rows_of(spans: list[RowSpan]) -> slice | torch.Tensor:
 
 
 def _in_rounds(others: list[list[Piece]]) -> list[Round]:
-    """The k-th piece of a span and of a group never meet: groups come first, in rounds of their own."""
+    """Each round takes the next piece of every span and group, unless one that it has already taken has the same rows."""
     rounds = []
     groups = [pieces for pieces in others if pieces]
     while groups:
