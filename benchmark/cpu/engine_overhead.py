@@ -35,7 +35,7 @@ MIN_POOL_TOKENS = 256  # the engine refuses pools that are too small for any use
 PROMPT_LEN = 16
 WARMUP_STEPS = 10
 SPARE_STEPS = 5  # the prefill, and the step that records the model's answer
-PARTS = ("plan", "build + sample", "commit", "rest")
+PARTS = ("plan", "build", "sample", "commit", "rest")
 
 
 class ListMailbox:
@@ -140,7 +140,8 @@ class Bench:
         if self._args.canned:
             self._can(model)
         watch(model, "forward", "model")
-        watch(scheduler.worker, "launch", "launch")
+        watch(scheduler.worker, "forward", "forward")
+        watch(scheduler.worker, "sample", "sample")
         watch(scheduler, "_plan", "plan")
         watch(scheduler, "_commit_oldest", "commit")
 
@@ -179,10 +180,11 @@ class Bench:
 
 
 def _parts(whole: float, seconds: dict[str, float]) -> dict[str, float]:
-    model, launch = seconds["model"], seconds["launch"]
+    model = seconds["model"]
     parts = {
         "plan": seconds["plan"],
-        "build + sample": launch - model,
+        "build": seconds["forward"] - model,
+        "sample": seconds["sample"],
         "commit": seconds["commit"],
     }
     rest = whole - model - sum(parts.values())

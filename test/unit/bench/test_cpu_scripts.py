@@ -90,8 +90,10 @@ def test_ratio_says_how_much_better_we_are():
 
 
 def test_overhead_is_the_step_without_the_model():
-    parts = engine_overhead._parts(10.0, {"model": 6.0, "launch": 7.0, "plan": 1.5, "commit": 0.5})
-    assert parts["overhead"] == 4.0 and parts["build + sample"] == 1.0 and parts["rest"] == 1.0
+    seconds = {"model": 5.0, "forward": 6.0, "sample": 0.75, "plan": 1.5, "commit": 0.5}
+    parts = engine_overhead._parts(10.0, seconds)
+    assert (parts["overhead"], parts["build"], parts["sample"]) == (5.0, 1.0, 0.75)
+    assert parts["rest"] == 1.25
     assert sum(parts[name] for name in engine_overhead.PARTS) == parts["overhead"]
 
 
