@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import threading
 import time
 
 import torch
@@ -39,12 +38,6 @@ def attend(shape: PromptShape, num_tokens: int) -> float:
 
 
 def prepare(shape: PromptShape, how: str) -> str:
-    if how == "in a thread":
-        thread = threading.Thread(target=attend, args=(shape, 2048))
-        started = time.perf_counter()
-        thread.start()
-        thread.join()
-        return f"loading {1e3 * (time.perf_counter() - started):.0f} ms"
     if how != "beforehand":
         return ""
     plans = LongPromptPlans([shape], LONGEST, torch.bfloat16, torch.device("cuda"))
@@ -66,7 +59,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.one is None:
         for name in HEADS:
-            for how in ("not at all", "in a thread", "beforehand"):
+            for how in ("not at all", "beforehand"):
                 subprocess.run([sys.executable, __file__, "--one", name, how], check=True)
         return 0
     name, how = args.one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from sglang.srt.model_executor import cuda_graph_runner
 from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
 
 CPU = torch.device("cpu")
@@ -142,3 +144,35 @@ def test_launches_find_what_triton_compiled():
     found = subprocess.run([sys.executable, str(CASES)], env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.split() == ["noted", "2", "loaded", "2", "missing", "0"]
+
+
+@pytest.mark.parametrize("error", [AssertionError("no prefills"), KeyError("lens"), None])
+def test_a_prefill_that_a_model_cannot_do_is_left_to_its_capture(monkeypatch, error):
+    """Captures of prefills may fail without harm, so their rehearsal must not end the start."""
+    ran: list[str] = []
+
+    class Rehearsal(list):
+        pretend = staticmethod(contextlib.nullcontext)
+
+        def compile(self, device):
+            ran.append("compile")
+            return 0.0
+
+    def forward(batch: str) -> None:
+        ran.append(batch)
+        if batch == "prefill" and error is not None:
+            raise error
+
+    monkeypatch.setattr(cuda_graph_runner, "KernelRehearsal", Rehearsal)
+    runner = cuda_graph_runner.CudaGraphRunner.__new__(cuda_graph_runner.CudaGraphRunner)
+    vars(runner).update(
+        _sizes=[1, 2],
+        _lay_out=lambda size, backend: "decode",
+        _static_batch=lambda size, backend: "decode",
+        _fill=lambda batch, size: None,
+        _forward=forward,
+        _platform=SimpleNamespace(device=CPU),
+    )
+    prefill = SimpleNamespace(backend=None, lay_out=lambda count: "prefill")
+    runner._compile_ahead(prefill)
+    assert ran == ["decode"] * 2 + ["prefill"] * (1 if error else 2) + ["compile"]

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "test" / "gpu"))
 import fake_attention_packages as fakes  # noqa: E402
 from attention_cases import Case, World, errors, is_within, make_backend  # noqa: E402
 
+from sglang.srt.arg_groups import resolve as resolve_module  # noqa: E402
 from sglang.srt.arg_groups.attention_choice import default_attention_backend  # noqa: E402
 from sglang.srt.layers.attention import flashinfer_backend, page_index, registry  # noqa: E402
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend  # noqa: E402
@@ -29,8 +30,10 @@ from sglang.srt.layers.attention.registry import (  # noqa: E402
 )
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
+from sglang.srt.managers import scheduler_builder  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E402
 from sglang.srt.model_executor.model_runner import ModelRunner  # noqa: E402
+from sglang.srt.server_args import ServerArgs  # noqa: E402
 from sglang.srt.utils.errors import ConfigError  # noqa: E402
 
 ENCODER = {"attn_type": AttentionType.ENCODER_ONLY}
@@ -512,6 +515,39 @@ def test_a_package_that_does_not_fit_is_named(name, monkeypatch):
     message = r"cannot be imported \(ImportError: .*undefined symbol\).*--attention-backend triton"
     with pytest.raises(ConfigError, match=message):
         create_attention_backend(name, runner)
+
+
+@pytest.mark.parametrize(
+    "flags, fits, expected",
+    [
+        ({}, False, ("triton", "triton", "triton")),
+        ({}, True, ("fa3", "fa3", "fa3")),
+        ({"decode_attention_backend": "fa3"}, False, ("triton", "triton", "fa3")),
+        ({"attention_backend": "fa3"}, False, ("fa3", "fa3", "fa3")),
+    ],
+)
+def test_nobody_s_choice_gives_way_to_triton(flags, fits, expected, monkeypatch, caplog):
+    """What somebody asked for is left to be refused, with the reason."""
+    monkeypatch.setattr(
+        resolve_module, "installed_attention_packages", lambda: frozenset({"sgl_kernel", "triton"})
+    )
+    monkeypatch.setattr(
+        scheduler_builder,
+        "why_not_imported",
+        lambda name: None if fits else "ImportError: undefined symbol",
+    )
+    args = ServerArgs(**flags)
+    resolved = resolve_module.resolve(
+        args, resolve_module.Facts("cuda", 141 * 1024, 16, 42, compute_capability=(9, 0))
+    )
+    got = scheduler_builder._with_usable_attention(args, resolved)
+    names = (
+        got.attention_backend,
+        got.prefill_attention_backend,
+        got.decode_attention_backend,
+    )
+    assert names == expected
+    assert ("triton takes its place: ImportError" in caplog.text) == (expected[0] == "triton")
 
 
 def test_flashinfer_can_be_hidden(monkeypatch):

@@ -214,6 +214,27 @@ def test_kernels_are_compiled_together_before_anything_is_captured(without_a_gpu
     torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
 
 
+def test_a_rehearsal_that_fails_is_only_a_slower_start(without_a_gpu, caplog):
+    steps = Steps(has_mrope=False)
+    calls = []
+
+    def forward(batch):
+        calls.append(len(batch.input_ids))
+        if len(calls) == 1:
+            raise AssertionError("not in a rehearsal")
+        return steps.forward(batch)
+
+    without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
+    platform = SimpleNamespace(device=torch.device("cpu"), free_memory=lambda: 0)
+    small = Backend()
+    config = GraphConfig((1, 2), rehearse=True)
+    runner = CudaGraphRunner(config, forward, small, {}, platform, small)
+    assert "compiled one by one, not together: AssertionError: not in a rehearsal" in caplog.text
+    batch = decode(2)
+    got = runner.replay(batch).next_token_logits
+    torch.testing.assert_close(got, steps.logits(batch), rtol=0, atol=0)
+
+
 def test_small_decodes_are_triton_s(without_a_gpu):
     """The backend that a captured step was laid out for is the one that its replay prepares."""
     steps, large, small = Steps(has_mrope=False), Backend(), Backend()

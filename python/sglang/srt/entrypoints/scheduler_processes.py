@@ -95,7 +95,10 @@ class SchedulerProcesses:
                 raise RuntimeError(self._ending(process))
 
     def watch(self, on_death: Callable[[str], None]) -> None:
-        """Call `on_death(reason)` in a thread of its own when a process ends that was not asked to, or hangs. For processes that are ready."""
+        """Call `on_death(reason)` in a thread of its own when a process ends that was not asked to, or hangs.
+
+        For processes that are ready.
+        """
 
         def wait() -> None:
             ended = wait_for_any([process.sentinel for process in self._processes])

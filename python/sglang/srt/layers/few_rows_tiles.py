@@ -30,8 +30,8 @@ _MOST_UNMEASURED_ROWS = 64
 class Tile:
     """What a program does: `chunk` times [rows, block_k] with [block_n, block_k], tile of outputs after tile of outputs.
 
-    A `chunk` that ends within a tile leaves a part of its sum to be added up; it is at least 2. `is_swapped`: the weight is the left factor, so that
-    its outputs, not the rows, fill up the matrix units.
+    A `chunk` that ends within a tile leaves a part of its sum to be added up; it is at least 2. `is_swapped`: the weight is the left
+    factor, so that its outputs, not the rows, fill up the matrix units.
     """
 
     block_n: int
@@ -116,8 +116,8 @@ def _chunk(num_tiles: int, pieces: int, is_large: bool) -> int:
 
 @functools.cache
 def _is_measured(device: torch.device) -> bool:
-    """Is it a card like the one that the table is of?"""
+    """Is it a card like the one that the table is of: Hopper, with as many processors?"""
     if not has_triton() or torch.version.hip is not None:
         return False
     properties = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin >= SHARED_MEMORY and properties.major >= 9
+    return properties.major == 9 and properties.multi_processor_count == NUM_PROCESSORS

@@ -76,31 +76,35 @@ class Sampler(nn.Module):
 
     def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
         _edit_logits(logits, batch)
-        if self._suits_kernel(logits, batch):
-            return self._choose(logits, batch)
-        best, greedy_ids = logits.max(dim=-1)  # a NaN is its row's maximum
-        columns = batch.columns
-        logprobs = None
-        if batch.logprobs is not None:
+        columns, logprobs = batch.columns, None
+        if batch.logprobs is not None:  # first: drawing scales the logits in place
             scaled = self._logprob_logits(logits, batch.logprobs, columns)
-        if columns.all_greedy:
-            next_ids = greedy_ids
-        else:
-            drawn = self._draw(logits, batch)
-            next_ids = drawn
-            if columns.any_greedy:
-                assert columns.top_k is not None, "a batch that is drawn from has its columns"
-                next_ids = torch.where(columns.top_k[:, 0] == 1, greedy_ids, drawn)
+        choose = self._choose_in_kernels if self._suits_kernel(logits, batch) else self._choose
+        next_ids, bad = choose(logits, batch)
         if batch.logprobs is not None:
             logprobs = _compute_logprobs(scaled, next_ids, batch.logprobs)
         if columns.penalties is not None:
             columns.penalties.record(next_ids)
-        return SampleOutput(next_ids=next_ids, bad=~torch.isfinite(best), logprobs=logprobs)
+        return SampleOutput(next_ids=next_ids, bad=bad, logprobs=logprobs)
+
+    def _choose(
+        self, logits: torch.Tensor, batch: SamplingBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [B] int64, and whether a row is bad [B] bool."""
+        best, next_ids = logits.max(dim=-1)  # a NaN is its row's maximum
+        bad, columns = ~torch.isfinite(best), batch.columns
+        if columns.all_greedy:
+            return next_ids, bad
+        drawn = self._draw(logits, batch)
+        if not columns.any_greedy:
+            return drawn, bad
+        assert columns.top_k is not None, "a batch that is drawn from has its columns"
+        return torch.where(columns.top_k[:, 0] == 1, next_ids, drawn), bad
 
     def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
-        """Do kernels choose, without a sort? A small vocabulary is sorted before four of them are launched.
+        """Do kernels choose, without a sort? Sorting a small vocabulary is cheaper than launching the four that filter.
 
-        Filters and seeds only where the environment says so: their kernels have not passed their tests on a GPU yet.
+        They do so only where the environment says so, seeds included: they have not passed their tests on a GPU yet.
         """
         if not logits.is_cuda or not has_triton():
             return False
@@ -108,20 +112,10 @@ class Sampler(nn.Module):
         is_plain = columns.all_greedy or not (_is_filtered(columns) or columns.seeded_list)
         return is_plain or (self._may_search and logits.shape[1] >= _MIN_KERNEL_VOCAB)
 
-    def _choose(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
-        columns, logprobs = batch.columns, None
-        if batch.logprobs is not None:
-            scaled = self._logprob_logits(logits, batch.logprobs, columns)
-        next_ids, bad = self._choose_ids(logits, batch)
-        if batch.logprobs is not None:
-            logprobs = _compute_logprobs(scaled, next_ids, batch.logprobs)
-        if columns.penalties is not None:
-            columns.penalties.record(next_ids)
-        return SampleOutput(next_ids=next_ids, bad=bad, logprobs=logprobs)
-
-    def _choose_ids(
+    def _choose_in_kernels(
         self, logits: torch.Tensor, batch: SamplingBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_choose`, without a sort."""
         from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
         from sglang.srt.layers.triton_ops.choose_kept import choose_kept
 

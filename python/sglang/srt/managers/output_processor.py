@@ -47,7 +47,7 @@ class OutputProcessor:
             self._advance(req, work, result.next_ids[index], result.logprobs.get(index))
 
     def fail(self, step: PlannedStep, message: str) -> None:
-        """End the requests of a step that was planned but never ran; nothing of it may be in flight."""
+        """End the requests of a step of which a part failed. No token came of it; what it has queued ends before what will be queued."""
         for req in step.reqs:
             req.num_in_flight -= 1
             if req.finish_reason is not None:

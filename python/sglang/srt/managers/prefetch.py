@@ -1,12 +1,11 @@
 """What a scheduler process with a GPU begins before anything else, in threads beside its imports.
 
-The context of a GPU is made by the driver, most of the import of transformers is reading the names of thousands of files, and Triton reads its
-own library of hundreds of megabytes and has a C module compiled before it looks for a kernel. None of that needs the interpreter all the time.
-Whoever needs what they prepare makes it, should it be missing, and meets the error that ended them here.
+The driver makes the GPU's context, transformers reads the names of thousands of files, Triton reads its library and has a C module
+compiled: none of that needs the interpreter all the time. Whoever needs what is missing makes it, and meets the error that ended it here.
 
 What they import must not import torch or anything of this package, which the main thread imports meanwhile: two threads that import
-modules which need each other see them half made. transformers puts another module in its own place when it has been imported; a
-thread that waits for that import gets the one that was there first, without its names. Hence `wait_for_imports` before its first use.
+modules which need each other see them half made. transformers puts another module in its own place at the end of its import; who waited
+for that import has the one that was there first, without its names. Hence `wait_for_imports` before its first use.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _IMPORTING = "import"
 
 
 def begin_prefetch(device: str, gpu: int) -> list[threading.Thread]:
-    """Start the threads; none for the CPU and where there is no driver. `gpu` is the number of this rank's. Returns them, for tests."""
+    """Start the threads, and return them; none for the CPU and where there is no driver. `gpu` is the number of this rank's."""
     if device == "cpu":
         return []
     try:
@@ -77,9 +76,7 @@ def _start(name: str, work: Callable[[], object]) -> threading.Thread:
     def run() -> None:
         try:
             work()
-        except (
-            Exception
-        ) as error:  # boundary of the thread: who needs the result meets the error again
+        except Exception as error:  # boundary of the thread: its user meets the error again
             logger.debug("%s ended early: %s: %s", name, type(error).__name__, error)
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -65,7 +65,7 @@ class Worker(Protocol):
         """Queue the choice of the next tokens, from those that `masks` allow."""
 
     def prepare(self) -> bool:
-        """Make use of an idle moment for at most a tenth of a second; False when there is no more to prepare."""
+        """Make use of an idle moment, for a tenth of a second or once for a second; False when there is no more to prepare."""
 
     def close(self) -> None: ...
 

@@ -15,7 +15,7 @@ from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import COMPILE_TIMEOUT, GrammarManager
 from sglang.srt.distributed.channel import FollowerChannel
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.registry import join_phases
+from sglang.srt.layers.attention.registry import join_phases, why_not_imported
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
@@ -209,6 +209,7 @@ def build_runner(
     platform = create_platform(resolved.device, place.gpu(server_args))
     if place.tp_size > 1:
         join_ranks(place, platform, not server_args.disable_custom_all_reduce)
+    resolved = _with_usable_attention(server_args, resolved)
     config = RunnerConfig(
         platform=platform,
         ranks_per_node=place.ranks_per_node,
@@ -244,6 +245,20 @@ def build_runner(
         use_mmap=not server_args.weight_loader_disable_mmap,
     )
     return ModelRunner(config, model_config, load)
+
+
+def _with_usable_attention(server_args: ServerArgs, resolved: ResolvedArgs) -> ResolvedArgs:
+    """With triton for a package's backend that nobody asked for and that cannot be imported: it may be built for another torch."""
+    name = resolved.attention_backend
+    if server_args.attention_backend is not None or (reason := why_not_imported(name)) is None:
+        return resolved
+    logger.warning("Attention backend %s is not used, triton takes its place: %s", name, reason)
+    return dataclasses.replace(
+        resolved,
+        attention_backend="triton",
+        prefill_attention_backend=server_args.prefill_attention_backend or "triton",
+        decode_attention_backend=server_args.decode_attention_backend or "triton",
+    )
 
 
 def _planner_config(

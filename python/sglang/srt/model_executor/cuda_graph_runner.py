@@ -75,8 +75,10 @@ class CudaGraphRunner:
     Args:
         config: the batch sizes.
         forward: runs the model on a batch whose attention metadata are ready; returns its output.
-        pools: an eager batch, of which the pools and the backend are taken.
-        platform: for memory figures.
+        backend: attends in decodes of more than SMALL_DECODE requests.
+        pools: the fields of a batch that name the pools.
+        platform: the device, and its memory figures.
+        small_backend: attends in smaller decodes and in prefills; None: `backend` attends in all decodes, prefills are not captured.
 
     Raises RuntimeError when the model does something that cannot be captured, torch.OutOfMemoryError when memory runs out.
     """
@@ -237,17 +239,27 @@ class CudaGraphRunner:
         Triton attends in all of them: a package's kernels would run, on pages that ours had not listed.
         """
         rehearsal = KernelRehearsal()
-        with rehearsal.pretend():
-            for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
-                self._forward(self._lay_out(size, prefill.backend))
-            self._fill(self._static_batch(self._sizes[0], prefill.backend), self._sizes[0])
-            # What a model file cannot do comes up again at the capture, which says so.
-            with contextlib.suppress(RuntimeError, TypeError, AttributeError, ValueError):
-                for count in (TOKEN_COUNTS[0], TOKEN_COUNTS[-1]):
-                    self._forward(prefill.lay_out(count))
-        num_kernels = len(rehearsal)
-        spent = rehearsal.compile(self._platform.device)
+        try:
+            with rehearsal.pretend():
+                self._rehearse_steps(prefill)
+            num_kernels = len(rehearsal)
+            spent = rehearsal.compile(self._platform.device)
+        except (
+            Exception
+        ) as error:  # boundary of a shortcut: what is wrong comes up again where it matters
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("Kernels are compiled one by one, not together: %s", reason)
+            return
         logger.info("Compiled or read %d kernels in %.2f s", num_kernels, spent)
+
+    def _rehearse_steps(self, prefill: PrefillGraphRunner) -> None:
+        for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
+            self._forward(self._lay_out(size, prefill.backend))
+        self._fill(self._static_batch(self._sizes[0], prefill.backend), self._sizes[0])
+        # Whatever a model file cannot do comes up again at the capture, which says so and goes on without prefills.
+        with contextlib.suppress(Exception):
+            for count in (TOKEN_COUNTS[0], TOKEN_COUNTS[-1]):
+                self._forward(prefill.lay_out(count))
 
     def _capture_prefills(self, runner: PrefillGraphRunner, pool: Any) -> bool:
         """False where the model cannot."""

@@ -1,9 +1,9 @@
 """Compiles the kernels of steps on several threads, before the steps first run.
 
-A first start on a machine spends most of its capture in compilers, Triton's for the kernels and the system's for the functions that launch them, one
-after the other although nearly all of that time is outside the interpreter. So the steps are rehearsed: our kernels that are not compiled
-yet are noted with all that a compiler must know and not launched, then all are compiled together. What a rehearsed step computes is of no
-use, but numbers only: steps in which a kernel's result is an index must not be rehearsed.
+A first start on a machine spends most of its capture in compilers, Triton's for the kernels and the system's for the functions that
+launch them, one after the other although nearly all of that time is outside the interpreter. So the steps are rehearsed: our kernels
+that are not compiled yet are noted with all that a compiler must know and not launched, then all are compiled together. What a
+rehearsed step computes is of no use, but numbers only: steps in which a kernel's result is an index must not be rehearsed.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
 from sglang.srt.model_executor.cuda_graph_runner import (
+    SMALL_DECODE,
     CudaGraphRunner,
     GraphConfig,
     may_rehearse,
@@ -216,7 +217,14 @@ class ModelRunner:
         name = self.config.attention_backend
         if "torch_native" in name.split("+"):
             return None
-        return self.attn_backend if name == "triton" else create_attention_backend("triton", self)
+        if name == "triton":
+            return self.attn_backend
+        logger.info(
+            "Attention of captured prefills and of captured decodes of up to %d requests is triton's; %s has the others",
+            SMALL_DECODE,
+            name,
+        )
+        return create_attention_backend("triton", self)
 
     def release_graphs(self) -> None:
         """Before this rank leaves its group; no step may follow."""

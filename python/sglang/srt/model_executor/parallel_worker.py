@@ -1,8 +1,9 @@
 """Workers of a server with several tensor-parallel ranks.
 
 Rank 0 sends every plan to the other ranks and carries it out like a single worker. The others build the same batch and run their slice
-of the model. Rank 0 alone samples, be it after a wait for a grammar; the ids travel in one small collective, so no rank depends on the others computing ties, sums
-and random numbers alike, and the settings of the sampler (prompts for penalties, grammar masks) need not travel.
+of the model. Rank 0 alone samples, be it after a wait for a grammar; the ids travel in one small collective, so no rank depends on the
+others computing ties, sums and random numbers alike, and the settings of the sampler (prompts for penalties, grammar masks) need not
+travel.
 """
 
 from __future__ import annotations

@@ -39,10 +39,18 @@ def launches_early(device: torch.device) -> bool:
         device.type == "cuda"
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(device)[0] >= 9
-        and importlib.util.find_spec("triton.language.extra.cuda.gdc") is not None
+        and _has_instructions()
         and isinstance(wait_for_earlier, triton.JITFunction)  # not the interpreter's
         and envs.SGLANG_ENABLE_DEPENDENT_LAUNCH.get()
     )
+
+
+def _has_instructions() -> bool:
+    """Whether this Triton knows the two instructions. A package above the module may be missing, too."""
+    try:
+        return importlib.util.find_spec("triton.language.extra.cuda.gdc") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @triton.jit

@@ -36,8 +36,8 @@ class StartClock:
         """The phases of `other`, which began after this one's last lap. The time in between is the first phase's."""
         gap = other.began - self._last
         for phase, spent in other.seconds.items():
-            spent, gap = spent + gap, 0.0
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent + gap
+            gap = 0.0
         self._last = other._last
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The kernel of sums through peer memory: every rank writes its part into the inbox of every other rank and adds up what it finds in its own.
+"""The kernel of sums through peer memory: each rank writes its part into every other rank's inbox and adds up what it finds in its own.
 
 A word of an inbox is 64 bits: 32 of data, 32 of the number of the call. Words are written and read whole, so a reader that sees
 the number of its call has the data too: one way over the link, no fence, no flag to wait for separately.
@@ -9,9 +9,9 @@ The count lives on the device, so that replays of a captured graph go on countin
 
 The next kernel may begin while a sum waits for other ranks (`utils/dependent_launch`): its programs then hold their first weights in
 registers. They cannot keep a program of the sum from running, since none of them is started before every program of the sum has been; nor
-can this kernel keep out one of the kernel before, for the same reason. So what another rank waits for is always on a processor or ahead in
-the stream. What the protocol needs, the end of this rank's earlier calls, is what `wait_for_earlier` waits for: nothing of an inbox, a count
-or an input is touched before it.
+can this kernel keep out one of the kernel before, for the same reason. So what another rank waits for is always on a processor or
+ahead in the stream. What the protocol needs, the end of this rank's earlier calls, is what `wait_for_earlier` waits for: nothing of an
+inbox, a count or an input is touched before it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Attention of one long prompt over itself, by cuDNN's fused kernel where the GPU has one.
 
-On a Hopper GPU it runs at two thirds of the rate of a plain matrix product, half again as fast as the Triton kernel. It makes a plan for every length,
-which takes far longer than to run it: prompts are therefore padded to a few lengths, and the common ones are planned for in idle moments
-(`long_prompt_plans.py`). What is appended comes after every real token, so that no real token sees it.
+On a Hopper GPU it runs at two thirds of the rate of a plain matrix product, half again as fast as the Triton kernel. It makes a plan
+for every length, which takes far longer than to run it: prompts are therefore padded to a few lengths, and the common ones are planned
+for in idle moments (`long_prompt_plans.py`). What is appended comes after every real token, so that no real token sees it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def suits_long_prompt(q: torch.Tensor) -> bool:
 def attend_long_prompt(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Causal attention of q [T, H, d] over k, v [T, K, d] -> [T, H, d]."""
+    """Causal attention of q [T, H, d] over k, v [T, K, d] -> [T, H, d]. For the thread that runs steps: torch's choice of a kernel is the process's."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     num_tokens = len(q)

@@ -1,13 +1,12 @@
 """Plans of cuDNN's attention (`long_prompt.py`) for lengths that prompts often have, made while nothing is to be computed.
 
-A plan takes 60 ms, the first of a process about a second because libraries are loaded. A thread loads them; plans are made one at a time in
-the thread that runs steps, for torch keeps them by thread. Nothing of it delays the start.
+A plan takes 60 ms, the first of a process about a second because libraries are loaded. They are made one at a time in the thread that runs
+steps: torch keeps plans by thread, and its choice of a kernel is the whole process's. Nothing of it delays the start.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -24,8 +23,8 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 logger = logging.getLogger(__name__)
 
-# Longer prompts that are neither the longest nor a power of two run for far longer than a plan takes.
-_EVERY_LENGTH_UP_TO = 16384
+# Longer prompts run for far longer than a plan takes to make.
+_MOST_TOKENS = 16384
 
 
 class PromptShape(NamedTuple):
@@ -57,30 +56,21 @@ class LongPromptPlans:
         shapes = list(shapes)
         self._dtype, self._device, self._attend = dtype, device, attend
         self._todo = [(shape, n) for n in common_lengths(longest) for shape in shapes]
-        self._loader: threading.Thread | None = None
 
     @torch.inference_mode()
     def make_next(self) -> bool:
-        """Make one, or see to it that the next call can. False when there are no more."""
+        """Make one. False when there are no more."""
         if not self._todo:
             return False
         try:
-            if self._loader is None:
-                shape = self._todo[0][0]
-                self._loader = threading.Thread(target=self._load, args=(shape,), daemon=True)
-                self._loader.start()
-            elif not self._loader.is_alive():
-                self._make(*self._todo.pop(0))
-        except RuntimeError as error:  # out of memory, say; the prompt itself may still find some
-            self._give_up(error)
+            self._make(*self._todo.pop(0))
+        except (
+            Exception
+        ) as error:  # boundary of idle work: what a prompt will meet is said to the prompt
+            self._todo = []
+            reason = str(error).partition("\n")[0]
+            logger.warning("Attention of long prompts is not planned beforehand: %s", reason)
         return bool(self._todo)
-
-    @torch.inference_mode()
-    def _load(self, shape: PromptShape) -> None:
-        try:
-            self._make(shape, MIN_TOKENS)
-        except RuntimeError as error:
-            self._give_up(error)
 
     def _make(self, shape: PromptShape, num_tokens: int) -> None:
         """As a model does: q, k and v are columns of one projection, and strides are part of a plan."""
@@ -90,24 +80,18 @@ class LongPromptPlans:
         parts = (part.view(num_tokens, -1, dim) for part in qkv.split(widths, dim=-1))
         self._attend(*parts, scaling)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        self._todo = []
-        reason = str(error).partition("\n")[0]
-        logger.warning("Attention of long prompts is not planned beforehand: %s", reason)
-
 
 def common_lengths(longest: int) -> list[int]:
     """Numbers of tokens to plan for, up to `longest`: it and powers of two, as they are and padded; then every padded length.
 
     A length that is no multiple stands for all that are padded to the next one: padding makes tensors of other strides.
     """
+    longest = min(longest, _MOST_TOKENS)
     if longest < MIN_TOKENS:
         return []
     powers = [2**n for n in range(longest.bit_length() - 1, 0, -1) if 2**n >= MIN_TOKENS]
     exact = [longest, *(n for n in powers if n % LENGTH_MULTIPLE == 0)]
-    every = range(
-        MIN_TOKENS + LENGTH_MULTIPLE, min(longest, _EVERY_LENGTH_UP_TO) + 1, LENGTH_MULTIPLE
-    )
+    every = range(MIN_TOKENS + LENGTH_MULTIPLE, longest + 1, LENGTH_MULTIPLE)
     padded = [n - 1 for n in (*exact, *every) if n > MIN_TOKENS]
     return list(dict.fromkeys([*exact, *padded]))
 

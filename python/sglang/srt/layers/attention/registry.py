@@ -24,6 +24,11 @@ ATTENTION_BACKENDS: dict[str, BackendFactory] = {}
 _MEMORY: dict[str, BackendMemory] = {}
 # Between the names of the backends of prefill and of decode.
 _BOTH = "+"
+# Of backends over packages: the name to install, and the module that is used.
+_PACKAGES = {
+    "flashinfer": ("flashinfer-python", "flashinfer"),
+    "fa3": ("sglang-kernel", "sgl_kernel.flash_attn"),
+}
 _HALF_DTYPES = ("torch.float16", "torch.bfloat16")
 
 
@@ -121,7 +126,7 @@ def _create_flashinfer(model_runner: Any) -> AttentionBackend:
     is_hidden = not envs.SGLANG_IS_FLASHINFER_AVAILABLE.get()
     _check_package("flashinfer", "flashinfer-python", "flashinfer", is_hidden)
     _check_gpu("flashinfer", model_runner)
-    _import_package("flashinfer", "flashinfer-python", "flashinfer")
+    _import_package("flashinfer")
     from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 
     return FlashInferAttnBackend(
@@ -136,7 +141,7 @@ def _create_fa3(model_runner: Any) -> AttentionBackend:
     _check_package("fa3", "sglang-kernel", "sgl_kernel")
     _check_gpu("fa3", model_runner)
     _check_hopper(model_runner.device)
-    _import_package("fa3", "sglang-kernel", "sgl_kernel.flash_attn")
+    _import_package("fa3")
     from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
 
     return Fa3AttnBackend(
@@ -160,15 +165,25 @@ def _check_package(name: str, package: str, module: str, is_hidden: bool = False
         )
 
 
-def _import_package(name: str, package: str, module: str) -> None:
-    """Raises ConfigError where the package of a backend is installed but was built for another torch or CUDA."""
+def why_not_imported(name: str) -> str | None:
+    """Why the package of a backend, which is installed, cannot be imported; None if it can, or if the backend has none."""
+    if name not in _PACKAGES:
+        return None
     try:
-        importlib.import_module(module)
+        importlib.import_module(_PACKAGES[name][1])
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _import_package(name: str) -> None:
+    """Raises ConfigError where the package of a backend is installed but was built for another torch or CUDA."""
+    reason = why_not_imported(name)
+    if reason is not None:
         raise ConfigError(
-            f"attention backend {name!r} needs the package {package}, which is installed but cannot be imported "
-            f"({type(error).__name__}: {error}); install one that fits this torch, or choose --attention-backend triton"
-        ) from error
+            f"attention backend {name!r} needs the package {_PACKAGES[name][0]}, which is installed but cannot be "
+            f"imported ({reason}); install one that fits this torch, or choose --attention-backend triton"
+        )
 
 
 def _check_gpu(name: str, model_runner: Any) -> None:

@@ -43,7 +43,8 @@ def round_weight(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch
 
 
 def _scale_of(largest: torch.Tensor) -> torch.Tensor:
-    """A magnitude over the largest code. Divides by a tensor: by a number, torch multiplies with its inverse on a GPU, which rounds otherwise."""
+    """A magnitude over the largest code."""
+    # By a number, torch multiplies with its inverse on a GPU, which rounds otherwise.
     return largest / torch.full_like(largest, FP8_MAX)
 
 

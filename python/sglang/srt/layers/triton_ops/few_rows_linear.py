@@ -2,11 +2,9 @@
 
 A program goes through `chunk` pieces of the weight, [outputs, inputs] each, along the inputs and then to the next tile of outputs.
 Where several programs share a tile, each leaves its part of the sum in memory, and the one that comes last adds the parts up in
-their order: whatever order the programs run in, equal inputs have equal results.
-
+their order: whatever order the programs run in, equal inputs have equal results. Counters of parts belong to the device. They are
+zero between launches, so launches on a device must follow each other, as in one stream.
 Launched while the kernel before still runs (`dependent_launch`), a program asks for its first part of the weight, then waits for the rows.
-
-Counters of parts belong to the device. They are zero between launches, so launches on a device must follow each other, as in one stream.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ def few_rows_linear(
 
 
 def _early(tile: Tile, width: int) -> int:
-    """Inputs of each output that a program asks for early, a power of two; fewer than a request's: none."""
+    """Inputs of each output that a program asks for early, a power of two. The kernel leaves out fewer than 32, one 64-byte ask."""
     inputs = min(_EARLY_BYTES // (2 * tile.block_n), tile.chunk * tile.block_k, width)
     return 1 << (inputs.bit_length() - 1)
 

@@ -2,9 +2,9 @@
 
 The first kernel attends to one split of the keys of one request for all query heads of a kv head. Where the heads are few, the program
 of a request and kv head that ends last combines the splits; where they are many, a second kernel does. More than `TEAM` splits are
-combined in two rounds: the last program of a team combines the team's, the last of all teams combines the teams'. The order of sums follows from
-the splits, whatever order the programs end in. Where a request has one split its program writes the output. Legend: B requests, H query
-heads, K kv heads, d head dim, S slots of the pool.
+combined in two rounds: the last program of a team combines the team's, the last of all teams combines the teams'. The order of sums
+follows from the splits, whatever order the programs end in. Where a request has one split its program writes the output.
+Legend: B requests, H query heads, K kv heads, d head dim, S slots of the pool.
 """
 
 from __future__ import annotations
