@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 
+from sglang.srt.layers import matmul
 from sglang.srt.layers.matmul import linear
 
 
@@ -36,3 +40,18 @@ def test_large_weights_with_a_few_rows(dtype, num_rows, with_bias, needs_rows):
     assert got.is_contiguous() or not needs_rows
     error = (got.double() - want).abs().max() / want.abs().max()
     assert error <= 2 * torch.finfo(dtype).eps
+
+
+def test_a_few_rows_go_where_the_table_says(monkeypatch):
+    """On a GPU; here the kernel is stood in for."""
+    name = "sglang.srt.layers.triton_ops.few_rows_linear"
+    stand_in = types.ModuleType(name)
+    stand_in.few_rows_linear = lambda *given: given
+    monkeypatch.setitem(sys.modules, name, stand_in)
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    monkeypatch.setattr(matmul, "few_rows_tile", lambda x, weight: "tile")
+    assert matmul.linear(x, weight, bias) == (x, weight, bias, "tile")
+    monkeypatch.setattr(matmul, "few_rows_tile", lambda x, weight: None)
+    torch.testing.assert_close(
+        matmul.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
+    )

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch.nn import Parameter
 
-from sglang.srt.layers.few_rows_tiles import few_rows_tile
 from sglang.srt.layers.matmul import linear
 from sglang.srt.layers.quantization.base_config import LinearMethodBase, QuantizeMethodBase
 from sglang.srt.layers.triton_ops import suits_one_row_kernel
@@ -48,10 +47,6 @@ class UnquantizedLinearMethod(LinearMethodBase):
             from sglang.srt.layers.triton_ops.few_rows import one_row_linear
 
             return one_row_linear(x, layer.weight, bias)
-        if (tile := few_rows_tile(x, layer.weight)) is not None:
-            from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
-
-            return few_rows_linear(x, layer.weight, bias, tile)
         return linear(x, layer.weight, bias, layer.needs_rows)
 
 
@@ -76,10 +71,6 @@ class UnquantizedEmbeddingMethod(QuantizeMethodBase):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if (tile := few_rows_tile(x, layer.weight)) is not None:
-            from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
-
-            return few_rows_linear(x, layer.weight, bias, tile)
         return linear(x, layer.weight, bias)
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
