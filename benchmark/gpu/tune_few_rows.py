@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, TimeoutError
 from dataclasses import astuple, replace
-from pathlib import Path
 
 import torch
 import triton
 from time_one_row import SHAPES as ONE_ROW_SHAPES
+from tuned_table import write_table
 
 from sglang.srt.layers import tuned_few_rows
 from sglang.srt.layers.few_rows_tiles import (
@@ -291,18 +291,6 @@ def judge(case: Case, tiles: list[Tile]) -> tuple[Tile | None, float, float, flo
     return (best if ours <= WORTH * theirs else None), ours, theirs, case.norm_seconds()
 
 
-def write_table(table: dict) -> None:
-    """The module with these entries, in the order of their keys."""
-    path = Path(tuned_few_rows.__file__)
-    head, _, _ = path.read_text().partition("TUNED")
-    lines = ["TUNED: dict[Key, dict[int, TileFields | None]] = {"]
-    for key in sorted(table):
-        lines.append(f"    {key}: {{")
-        lines += [f"        {count}: {table[key][count]}," for count in sorted(table[key])]
-        lines.append("    },")
-    path.write_text(head + "\n".join([*lines, "}"]) + "\n")
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=[*SHAPES], choices=[*SHAPES])
@@ -337,7 +325,7 @@ def main() -> None:
                 flush=True,
             )
             if not options.dry_run:
-                write_table(table)
+                write_table(tuned_few_rows, table)
     print(f"{time.perf_counter() - start:.0f} s", flush=True)
 
 

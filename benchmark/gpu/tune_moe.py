@@ -13,11 +13,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import torch
 import triton
 from time_moe import SIZES, Sizes, graph_seconds, make_matrices, make_routing, shape_of
+from tuned_table import write_table
 
 from sglang.srt.layers.moe import tuned_tiles
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
@@ -122,18 +122,6 @@ def _better(one: Found | None, other: Found | None) -> Found | None:
     return other if other.seconds < one.seconds else one
 
 
-def write_table(table: dict) -> None:
-    """The module with these entries, in the order of their keys."""
-    path = Path(tuned_tiles.__file__)
-    head, _, _ = path.read_text().partition("TUNED")
-    lines = ["TUNED: dict[Key, dict[int, tuple[int, TileFields, TileFields]]] = {"]
-    for key in sorted(table):
-        lines.append(f"    {key}: {{")
-        lines += [f"        {count}: {table[key][count]}," for count in sorted(table[key])]
-        lines.append("    },")
-    path.write_text(head + "\n".join([*lines, "}"]) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["qwen3-30b-a3b"], choices=[*SIZES])
@@ -159,7 +147,7 @@ def main() -> None:
                     flush=True,
                 )
                 if not options.dry_run:
-                    write_table(table)
+                    write_table(tuned_tiles, table)
                 torch.cuda.empty_cache()
 
 

@@ -16,7 +16,7 @@ from sglang.srt.layers.triton_ops import has_triton, next_power_of_2
 from sglang.srt.layers.tuned_few_rows import TUNED
 
 MAX_ROWS = 128
-# Of an H200: the table holds for processors with as much shared memory.
+# Of an H200: the table holds for Hopper cards with as many processors, which have as much shared memory.
 NUM_PROCESSORS = 132
 SHARED_MEMORY = 227 * 1024
 # A tile of outputs that several programs add up has a counter.

@@ -244,9 +244,7 @@ class CudaGraphRunner:
                 self._rehearse_steps(prefill)
             num_kernels = len(rehearsal)
             spent = rehearsal.compile(self._platform.device)
-        except (
-            Exception
-        ) as error:  # boundary of a shortcut: what is wrong comes up again where it matters
+        except Exception as error:  # boundary of a shortcut: what matters comes up again
             reason = f"{type(error).__name__}: {error}"
             logger.warning("Kernels are compiled one by one, not together: %s", reason)
             return

@@ -12,6 +12,7 @@ import torch
 
 from sglang.srt.layers.attention.triton_ops import plan
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.sampling.upload import upload as upload_values
 
 
 @dataclass
@@ -192,7 +193,6 @@ def find_tiles(extend: ExtendMetadata, tokens_per_tile: int, with_decodes: bool)
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """In its own dtype, without waiting for the device."""
     tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return upload_values(tensor, tensor.dtype, device)
