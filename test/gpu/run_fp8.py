@@ -242,14 +242,14 @@ def check_engines(device: str) -> int:
             want = read(folder, texts, **both)
             if both:
                 plain = read(folder, texts)
-                cost = _distance(want, plain)
-                failed += report(f"{name}: from no codes", _distance(got, plain), 1.3 * cost)
+                cost = distance(want, plain)
+                failed += report(f"{name}: from no codes", distance(got, plain), 1.3 * cost)
                 bound = max(bound, cost)
-            failed += report(name, _distance(got, want), bound)
+            failed += report(name, distance(got, want), bound)
     return failed
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().mean())
 
 
@@ -265,10 +265,11 @@ def decode(folder: str, **flags: object) -> tuple[list[list[int]], torch.Tensor]
 
 
 def read(folder: str, texts: list[list[int]], **flags: object) -> torch.Tensor:
-    """Logprobs of the last tokens of texts, on the CPU."""
+    """Logprobs of the last tokens of texts, on the CPU, in float32 if `flags` say nothing else."""
     ask = {"return_logprob": True, "logprob_start_len": 0}
     params = {"temperature": 0.0, "max_new_tokens": 1}
-    answers = generate(folder, texts, params, ask, device="cpu", dtype="float32", **flags)
+    flags = {"dtype": "float32", **flags, "device": "cpu"}
+    answers = generate(folder, texts, params, ask, **flags)
     rows = [answer["meta_info"]["input_token_logprobs"][-NUM_TOKENS:] for answer in answers]
     return torch.tensor([[entry[0] for entry in row] for row in rows])
 

@@ -223,10 +223,6 @@ class Envs:
     SGLANG_ENABLE_DEPENDENT_LAUNCH = EnvBool(
         True, "on Hopper GPUs and newer, kernels begin while the one before still runs"
     )
-    SGLANG_ENABLE_SORT_FREE_SAMPLING = EnvBool(
-        False,
-        "on a GPU, draw with top-k, top-p, min-p and seeds in kernels that do not sort the vocabulary",
-    )
     SGLANG_CPU_OMP_THREADS_BIND = EnvOptionalStr(None, "cores per rank on CPU, ranks split by |")
     SGLANG_FP8_WEIGHT_SCALES = EnvStr(
         "channel", "scales of weights that --quantization fp8 rounds: channel or tensor"

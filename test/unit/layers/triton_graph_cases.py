@@ -250,10 +250,14 @@ def test_small_decodes_are_triton_s(without_a_gpu):
     assert captured == {1: small, 4: small, 8: large}
 
 
-def test_steps_with_experts_are_not_rehearsed():
+def test_experts_are_rehearsed_in_our_model_files_only():
+    """Another's may look something up by the router's choices, which no kernel has written."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     assert cuda_graph_runner.may_rehearse(model)
     experts = FusedMoE.__new__(FusedMoE)
     torch.nn.Module.__init__(experts)
     model.append(experts)
     assert not cuda_graph_runner.may_rehearse(model)
+    ours = type("Ours", (torch.nn.Module,), {"__module__": "sglang.srt.models.ours"})()
+    ours.experts = experts
+    assert cuda_graph_runner.may_rehearse(ours)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sglang.srt.environ import envs
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs
 from sglang.srt.platforms import Platform
@@ -56,7 +55,6 @@ class Sampler(nn.Module):
         self._check_nan = check_nan
         self._generators: dict[torch.device, torch.Generator] = {}
         self._num_draws = 0
-        self._may_search = envs.SGLANG_ENABLE_SORT_FREE_SAMPLING.get()
 
     @torch.no_grad()
     def forward(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
@@ -102,15 +100,12 @@ class Sampler(nn.Module):
         return torch.where(columns.top_k[:, 0] == 1, next_ids, drawn), bad
 
     def _suits_kernel(self, logits: torch.Tensor, batch: SamplingBatch) -> bool:
-        """Do kernels choose, without a sort? Sorting a small vocabulary is cheaper than launching the four that filter.
-
-        They do so only where the environment says so, seeds included: they have not passed their tests on a GPU yet.
-        """
+        """Do kernels choose, without a sort? Sorting a small vocabulary is cheaper than launching the four that filter."""
         if not logits.is_cuda or not has_triton():
             return False
         columns = batch.columns
         is_plain = columns.all_greedy or not (_is_filtered(columns) or columns.seeded_list)
-        return is_plain or (self._may_search and logits.shape[1] >= _MIN_KERNEL_VOCAB)
+        return is_plain or logits.shape[1] >= _MIN_KERNEL_VOCAB
 
     def _choose_in_kernels(
         self, logits: torch.Tensor, batch: SamplingBatch
@@ -335,7 +330,8 @@ def _edit_logits(logits: torch.Tensor, batch: SamplingBatch) -> None:
         bias = columns.bias
         logits.index_put_((bias.line, bias.token), bias.value, accumulate=True)
     if batch.forbidden is not None:
-        logits[batch.forbidden] = -torch.inf
+        # A number would be copied from the host, and the copy waited for.
+        logits.index_put_(batch.forbidden, logits.new_full((), -torch.inf))
     if batch.grammar is not None:
         _apply_grammar_mask(logits, batch.grammar)
 

@@ -2,8 +2,8 @@
 
 A first start on a machine spends most of its capture in compilers, Triton's for the kernels and the system's for the functions that
 launch them, one after the other although nearly all of that time is outside the interpreter. So the steps are rehearsed: our kernels
-that are not compiled yet are noted with all that a compiler must know and not launched, then all are compiled together. What a
-rehearsed step computes is of no use, but numbers only: steps in which a kernel's result is an index must not be rehearsed.
+that are not compiled yet are noted with all that a compiler must know, then all are compiled together. None of them is launched, those that
+are compiled already no more than the others: what they would read was never written, and may be an index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,16 +37,16 @@ class KernelRehearsal:
 
     @contextlib.contextmanager
     def pretend(self) -> Iterator[None]:
-        """Inside, launches of our kernels that are not compiled yet are noted and have no effect."""
+        """Inside, launches of our kernels have no effect; those that are not compiled yet are noted."""
         import triton  # late: only GPUs need it
 
-        runtime = triton.knobs.runtime
-        before = runtime.jit_cache_hook
-        runtime.jit_cache_hook = self._note
+        runtime, kernels = triton.knobs.runtime, triton.JITFunction
+        before = runtime.jit_cache_hook, kernels.run
+        runtime.jit_cache_hook, kernels.run = self._note, _without_launch(kernels.run)
         try:
             yield
         finally:
-            runtime.jit_cache_hook = before
+            runtime.jit_cache_hook, kernels.run = before
 
     def compile(self, device: torch.device) -> float:
         """Compile what was noted and load it on `device`; returns the seconds it took.
@@ -79,6 +79,17 @@ class KernelRehearsal:
         key = (fn.module, fn.name, compile["specialization_data"])
         self._found.setdefault(key, fn.jit_function)
         return True
+
+
+def _without_launch(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton's `JITFunction.run`, which stops before the launch where it is asked to warm up."""
+
+    def run_ours(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        if kernel.module.startswith(_OURS):
+            kwargs["warmup"] = True
+        return run(kernel, *args, **kwargs)
+
+    return run_ours
 
 
 def _use(device: torch.device) -> None:

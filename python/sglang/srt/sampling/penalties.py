@@ -96,8 +96,9 @@ class PenaltyBatch:
     def record(self, next_ids: torch.Tensor) -> None:
         """Note the sampled tokens [B] int64; stays on the device."""
         if self.repetition is not None:
-            part = self.repetition
-            part.table.data[part.slots, next_ids[part.index]] = True
+            part, seen = self.repetition, self.repetition.table.data
+            # `= True` would be copied from the host, and the copy waited for.
+            seen.index_put_((part.slots, next_ids[part.index]), seen.new_ones(()))
         if self.outputs is not None:
             counts = self.outputs.table.data
             slots, ids = self.outputs.slots, next_ids[self.outputs.index]
