@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import xgrammar
 
 from sglang.srt.constrained.base import InvalidGrammarError, clear_tail, mask_words
 from sglang.srt.layers.sampler import Sampler
@@ -202,6 +203,19 @@ def test_dumped_grammars_load(backend, tokenizer, vocab_size):
     text = generate(again, tokenizer, vocab_size, seed=11)
     assert text is not None
     check_schema(text)
+
+
+def test_a_vocabulary_may_be_serialised_as_a_kind_of_str(make_backend, monkeypatch):
+    """As by xgrammar on older versions of its bindings; msgspec encodes str only."""
+
+    class Text(str):
+        pass
+
+    serialize = xgrammar.TokenizerInfo.serialize_json
+    monkeypatch.setattr(
+        xgrammar.TokenizerInfo, "serialize_json", lambda info: Text(serialize(info))
+    )
+    assert make_backend("xgrammar").compile("regex", "[ab]+").new_matcher() is not None
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,7 @@ def test_launches_find_what_triton_compiled():
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = subprocess.run([sys.executable, str(CASES)], env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.split() == (
-        "noted 2 loaded 2 missing 0 launched 0 launched 1".split()
-    )
+    assert found.stdout.split() == ("noted 2 loaded 2 missing 0 launched 0 launched 1".split())
 
 
 @pytest.mark.parametrize("error", [AssertionError("no prefills"), KeyError("lens"), None])

@@ -31,7 +31,8 @@ def make_recipe(
     info = xgrammar.TokenizerInfo.from_huggingface(
         tokenizer, vocab_size=vocab_size, stop_token_ids=eos_ids or None
     )
-    payload = _Payload(info.serialize_json(), options.any_whitespace)
+    # Some versions answer with a subclass of str, which msgspec does not encode.
+    payload = _Payload(str(info.serialize_json()), options.any_whitespace)
     return BackendRecipe(f"{__name__}:from_payload", msgspec.msgpack.encode(payload))
 
 
