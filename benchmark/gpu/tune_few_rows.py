@@ -36,7 +36,10 @@ from sglang.srt.layers.triton_ops.few_rows_linear import few_rows_linear
 from sglang.srt.layers.triton_ops.norm import rms_norm
 
 SHAPES = {name.replace(" ", "-"): shape for name, shape in ONE_ROW_SHAPES.items()} | {
-    "8b-head": (128256, 4096)
+    "8b-head": (128256, 4096),
+    "30b-qkv": (5120, 2048),
+    "30b-o": (2048, 4096),
+    "30b-head": (151936, 2048),
 }
 ROWS = (2, 4, 8, 16, 32, 64, 128)
 # Rates of an H200, for the estimate: memory, the cache of the device, seconds until a read is there.

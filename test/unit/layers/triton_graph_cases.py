@@ -148,7 +148,6 @@ def test_steps_of_the_other_kind_of_positions_are_declined(has_mrope, without_a_
 
 @pytest.mark.parametrize("has_mrope", [False, True])
 def test_short_prefills(has_mrope, without_a_gpu):
-    without_a_gpu.setattr(torch.Tensor, "pin_memory", lambda self: self)
     steps, device = Steps(has_mrope), torch.device("cpu")
     without_a_gpu.setattr(torch.cuda, "CUDAGraph", steps.make_graph)
     runner = PrefillGraphRunner(steps.forward, Backend(), {}, device, has_mrope)

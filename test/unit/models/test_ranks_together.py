@@ -20,7 +20,6 @@ from sglang.srt.model_executor.worker import TpWorker
 from sglang.srt.models.common.attention import GQAttention
 from sglang.srt.models.common.mlp import GatedMLP
 from sglang.srt.models.llama import LlamaDecoderLayer, LlamaForCausalLM
-from sglang.srt.platforms import CpuPlatform
 from sglang.srt.utils.errors import ConfigError
 
 
@@ -236,5 +235,5 @@ def test_rows_that_sample(samples):
         for i, sample in enumerate(samples)
     ]
     plan = StepPlan(step_id=1, mode="decode", works=works)
-    rows = sampled_rows(plan, torch.tensor([5, 6]), CpuPlatform())
+    rows = sampled_rows(plan, torch.tensor([5, 6]))
     assert rows.tolist() == [5 + i for i, sample in enumerate(samples) if sample]

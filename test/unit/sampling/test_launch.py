@@ -37,9 +37,6 @@ class FarPlatform(CpuPlatform):
     def device(self) -> torch.device:
         return META
 
-    def empty_pinned(self, shape, dtype):
-        return Pinned.of(torch.empty(shape, dtype=dtype))
-
     def download(self, *tensors):
         assert all(tensor.is_meta for tensor in tensors)
         self.shapes += [tuple(tensor.shape) for tensor in tensors]

@@ -22,7 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardBatch,
     ForwardMode,
 )
-from sglang.srt.sampling.upload import upload
+from sglang.srt.utils.upload import upload
 
 # Prompt rows whose logits are held at once: so many rows, and so many float32 elements.
 _MAX_BLOCK_ROWS = 2048

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from sglang.srt.sampling.upload import upload
+from sglang.srt.utils.upload import upload
 
 if TYPE_CHECKING:
     from sglang.srt.platforms import Platform

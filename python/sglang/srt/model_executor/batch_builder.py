@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardMode,
 )
 from sglang.srt.model_executor.media_rows import MediaRows
-from sglang.srt.sampling.upload import upload
+from sglang.srt.utils.upload import upload
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend

@@ -28,9 +28,10 @@ from sglang.srt.distributed.device_communicators.peer_memory import connect_peer
 from sglang.srt.distributed.rendezvous import avoid_multicast, stay_on_loopback
 from sglang.srt.managers.step_plan import StepError, StepPlan
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.model_executor.worker import LaunchedStep, TpWorker, upload_indices
+from sglang.srt.model_executor.worker import LaunchedStep, TpWorker
 from sglang.srt.platforms import Platform
 from sglang.srt.sampling.row_masks import RowMasks
+from sglang.srt.utils.upload import upload
 
 _ADDRESS = struct.Struct(f"<H{SECRET_BYTES}s")
 
@@ -95,7 +96,7 @@ class FollowerWorker:
             return
         batch = self._builder.build(plan)
         self._runner.forward(batch)
-        rows = sampled_rows(plan, batch.req_pool_indices, self._runner.platform)
+        rows = sampled_rows(plan, batch.req_pool_indices)
         if not len(rows):
             return
         next_ids = torch.empty(len(rows), dtype=torch.int64, device=self._runner.device)
@@ -122,12 +123,12 @@ def _no_survivors() -> Iterator[None]:
         raise RuntimeError(f"Rank 0 of several cannot go on. {error}") from error
 
 
-def sampled_rows(plan: StepPlan, rows: torch.Tensor, platform: Platform) -> torch.Tensor:
+def sampled_rows(plan: StepPlan, rows: torch.Tensor) -> torch.Tensor:
     """Those of `rows` int64 [B] whose works sample; queued without waiting for the device."""
     picked = [index for index, work in enumerate(plan.works) if work.sample]
     if len(picked) == len(plan.works):
         return rows
-    return rows[upload_indices(picked, platform)]
+    return rows[upload(picked, torch.int64, rows.device)]
 
 
 def join_ranks(place: RankPlace, platform: Platform, use_peer_memory: bool = True) -> None:

@@ -17,6 +17,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.graph_capture import capture_graph
+from sglang.srt.utils.upload import upload_into
 
 # Above these a step keeps the device busy for longer than launching it takes.
 TOKEN_COUNTS = (64, 128, 256, 384, 512, 768, 1024)
@@ -95,7 +96,7 @@ class PrefillGraphRunner:
         self._rows[:size] = batch.req_pool_indices
         last = np.zeros(MAX_REQUESTS, np.int64)
         last[:size] = np.cumsum(batch.extend_seq_lens_cpu) - 1
-        self._last.copy_(torch.from_numpy(last).pin_memory(), non_blocking=True)
+        upload_into(self._last, last)
         self.backend.replay_extend(count, batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu)
         captured = self._captured[count]
         captured.graph.replay()

@@ -20,10 +20,10 @@ from sglang.srt.layers.prompt_logprobs import PromptRows
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.step_plan import RowLogprobs, StepError, StepPlan, StepResult
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.platforms import Platform
 from sglang.srt.platforms.device_errors import STEP_FLAGS, is_out_of_memory, tried_to_allocate
 from sglang.srt.sampling.row_masks import RowMasks
 from sglang.srt.sampling.sampling_batch import SamplingTable
+from sglang.srt.utils.upload import upload
 
 _T = TypeVar("_T")
 
@@ -92,7 +92,7 @@ class TpWorker:
         works = [plan.works[index] for index in indices]
         logits, rows = output.next_token_logits, begun.rows
         if len(indices) < len(plan.works):
-            picked = upload_indices(indices, platform)
+            picked = upload(indices, torch.int64, rows.device)
             logits, rows = logits[picked], rows[picked]
         sampling = self._table.batch([work.row for work in works], works, masks)
         sampled = self._sampler(logits, sampling)
@@ -115,13 +115,6 @@ class TpWorker:
     def close(self) -> None:
         """No step may follow."""
         self._runner.release_graphs()
-
-
-def upload_indices(indices: list[int], platform: Platform) -> torch.Tensor:
-    """int64 indices on the device, without waiting for it."""
-    host = platform.empty_pinned((len(indices),), torch.int64)
-    host.copy_(torch.tensor(indices, dtype=torch.int64))
-    return platform.upload(host)
 
 
 @dataclasses.dataclass(frozen=True)

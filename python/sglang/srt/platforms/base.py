@@ -61,10 +61,6 @@ class Platform(ABC):
         """An object with `record()`, `wait()` and `synchronize()`, as torch.cuda.Event."""
 
     @abstractmethod
-    def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A host tensor from which copies to the device need not block the host."""
-
-    @abstractmethod
     def prepare_cache(self, buffers: Sequence[torch.Tensor]) -> None:
         """Called when the key/value buffers are made."""
 
@@ -75,7 +71,3 @@ class Platform(ABC):
     def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
         """Queue copies to the host. The function returned waits for them alone, not for work queued later."""
         return lambda: tensors
-
-    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A host tensor on the device; does not wait for the copy when the source is pinned."""
-        return tensor.to(self.device, non_blocking=True)

@@ -69,9 +69,6 @@ class CpuPlatform(Platform):
     def create_event(self) -> _DoneEvent:
         return _DoneEvent()
 
-    def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype)
-
 
 POPULATED_CACHE = 256 * 2**20
 

@@ -65,12 +65,9 @@ class CudaPlatform(Platform):
     def create_event(self) -> torch.cuda.Event:
         return torch.cuda.Event()
 
-    def empty_pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
-
     def download(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
         """Copies on the current stream into pinned memory, and an event behind them."""
-        hosts = tuple(self.empty_pinned(tuple(t.shape), t.dtype) for t in tensors)
+        hosts = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors)
         for host, tensor in zip(hosts, tensors, strict=True):
             host.copy_(tensor, non_blocking=True)
         event = torch.cuda.Event()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from sglang.srt.managers.step_plan import RowSetup, SamplingSpec
-from sglang.srt.sampling.upload import upload
+from sglang.srt.utils.upload import upload
 
 _FIRST_SLOTS = 4
 

@@ -15,7 +15,7 @@ import torch
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
 from sglang.srt.sampling.penalties import PenaltyBatch, PenaltyTable
 from sglang.srt.sampling.row_masks import RowMasks
-from sglang.srt.sampling.upload import upload
+from sglang.srt.utils.upload import upload
 
 # Columns of the float table.
 _TEMPERATURE, _TOP_P, _MIN_P = range(3)

@@ -12,9 +12,9 @@ import torch
 from sglang.srt.layers.attention.attention_kind import AttentionKind
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.packaged_backend import PackagedAttnBackend, PackagedStep
-from sglang.srt.layers.attention.page_index import PagedRequests, build_page_table, pinned
-from sglang.srt.layers.attention.triton_ops.metadata import upload
+from sglang.srt.layers.attention.page_index import PagedRequests, build_page_table
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.utils.upload import upload, upload_into
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _MAX_DIM = 256
@@ -62,7 +62,7 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
         bounds = np.zeros((2, size + 1), np.int32)
         bounds[0, :size] = requests.lens
         np.cumsum(requests.new_lens, out=bounds[1, 1:])
-        lens, step.query_starts = upload(bounds, self.device).unbind()
+        lens, step.query_starts = upload(bounds, torch.int32, self.device).unbind()
         step.lens = lens[:size]
         step.max_new = int(requests.new_lens.max())
         if graph_size is not None:
@@ -73,7 +73,7 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
 
     def update_step(self, step: Fa3Step) -> None:
         assert step.requests is not None and step.lens is not None and step.pages is not None
-        step.lens.copy_(pinned(step.requests.lens, self.device), non_blocking=True)
+        upload_into(step.lens, step.requests.lens)
         pages = build_page_table(step.requests)
         step.pages[:, : pages.shape[1]] = pages
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from sglang.srt.layers.attention.attention_kind import AttentionKind
-from sglang.srt.layers.attention.page_index import PagedRequests, PageIndex, pinned
+from sglang.srt.layers.attention.page_index import PagedRequests, PageIndex
+from sglang.srt.utils.upload import pinned
 
 # Groups of fewer query heads are decoded without tensor cores.
 _TENSOR_CORE_GROUP = 4
@@ -251,4 +252,4 @@ def query_starts(requests: PagedRequests) -> torch.Tensor:
     """int32 [B + 1] on the host: the first row of each request."""
     starts = np.zeros(len(requests.new_lens) + 1, np.int32)
     np.cumsum(requests.new_lens, out=starts[1:])
-    return pinned(starts, requests.table.device)
+    return pinned(starts, torch.int32, requests.table.device)

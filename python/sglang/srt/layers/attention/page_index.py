@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sglang.srt.layers.attention.triton_ops.metadata import upload
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.utils.upload import pinned, upload
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def build_page_index(requests: PagedRequests, window: int = -1) -> PageIndex:
     last_lens = np.where(counts > 0, lens - (counts - 1) * page, 0)
     device = requests.table.device
     return PageIndex(
-        pinned(bounds[0], device),
-        pinned(last_lens, device),
-        pinned(lens, device),
+        pinned(bounds[0], torch.int32, device),
+        pinned(last_lens, torch.int32, device),
+        pinned(lens, torch.int32, device),
         _gather(requests, bounds, counts),
     )
 
@@ -100,12 +100,6 @@ def build_page_table(requests: PagedRequests, width: int | None = None) -> torch
     return slots if page == 1 else slots // page
 
 
-def pinned(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """int32 on the host, for uploads to `device` that do not wait."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.int32))
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
 def _gather(requests: PagedRequests, bounds: np.ndarray, counts: np.ndarray) -> torch.Tensor:
     table, total = requests.table, int(bounds[0, -1])
     if table.is_cuda and has_triton():
@@ -113,7 +107,7 @@ def _gather(requests: PagedRequests, bounds: np.ndarray, counts: np.ndarray) -> 
 
         pages = torch.empty(total, dtype=torch.int32, device=table.device)
         most = max(1, int(counts.max(initial=0)))
-        uploaded = upload(bounds, table.device)
+        uploaded = upload(bounds, torch.int32, table.device)
         gather_pages(table, requests.rows, uploaded, requests.page_size, most, pages)
         return pages
     return gather_in_torch(requests, bounds, counts)
@@ -127,6 +121,6 @@ def gather_in_torch(
     # Page `index - starts + firsts` of its request.
     index = np.arange(total) + np.repeat(bounds[1, :-1] - bounds[0, :-1], counts)
     owners = np.repeat(np.arange(len(counts)), counts)
-    rows = requests.rows[upload(owners, table.device)]
-    positions = upload(index * requests.page_size, table.device)
+    rows = requests.rows[upload(owners, torch.int64, table.device)]
+    positions = upload(index * requests.page_size, torch.int64, table.device)
     return table[rows, positions] // requests.page_size

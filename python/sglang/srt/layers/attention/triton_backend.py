@@ -36,10 +36,10 @@ from sglang.srt.layers.attention.triton_ops.metadata import (
     build_decode_metadata,
     build_extend_metadata,
     find_tiles,
-    upload,
 )
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.utils.upload import upload
 
 # Multiprocessors that the splits are planned for where there are none (the interpreter).
 _NUM_PROCESSORS_WITHOUT_GPU = 4
@@ -443,7 +443,7 @@ class _LayerCall:
                     if begin < end:
                         table[row + begin : row + end] = first, last
                 row += num_new
-            extend.spans = upload(table, self.backend.device)
+            extend.spans = upload(table, torch.int32, self.backend.device)
         return extend.spans
 
     def _buffers(self) -> tuple[torch.Tensor, torch.Tensor]:

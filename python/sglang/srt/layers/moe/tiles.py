@@ -75,6 +75,11 @@ def choose_tiles(shape: Shape) -> Tiles:
     tiles = _measured(shape)
     if tiles is not None and (shape.may_be_single or not tiles.is_single):
         return tiles
+    return rule_tiles(shape)
+
+
+def rule_tiles(shape: Shape) -> Tiles:
+    """What the shape suggests."""
     # Choices that hardly ever meet in an expert: then every one reads its own weights anyway.
     are_alone = shape.num_tokens == 1 or 4 * shape.num_choices <= shape.num_experts
     if are_alone and shape.may_be_single:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from sglang.srt.layers.attention.triton_ops import plan
-from sglang.srt.layers.attention.triton_ops.metadata import ExtendMetadata, upload
+from sglang.srt.layers.attention.triton_ops.metadata import ExtendMetadata
+from sglang.srt.utils.upload import upload, upload_into
 
 # Lines of the table.
 _STARTS, _NEW, _PREFIX, _SEQ, _ZEROS = range(5)
@@ -31,7 +32,7 @@ def build_graph_extend(num_tokens: int, rows: torch.Tensor) -> GraphExtend:
     """Metadata for up to len(rows) - 2 real requests; there are none to begin with."""
     num_requests = len(rows)
     lines = _table(num_tokens, num_requests, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    table = upload(lines, rows.device)
+    table = upload(lines, torch.int32, rows.device)
     starts, new_lens, prefix_lens, seq_lens, zeros = table[:, :num_requests].unbind()
     metadata = ExtendMetadata(
         # The padding request reads no cache, so that its row is any.
@@ -56,11 +57,11 @@ def update_graph_extend(extend: GraphExtend, new_lens: np.ndarray, prefix_lens: 
     empty = metadata.empty_request
     assert empty is not None
     table = _table(extend.num_tokens, empty + 1, new_lens, prefix_lens)
-    extend.table.copy_(_pinned(table, extend.table), non_blocking=True)
+    upload_into(extend.table, table)
     all_new, all_prefix = table[_NEW, : empty + 1], table[_PREFIX, : empty + 1]
     for (tokens_per_tile, _), static in metadata.tiles.items():
         tiles = plan.build_tiles(all_new.astype(np.int64), all_prefix, tokens_per_tile)
-        static.copy_(_pinned(plan.pad_tiles(tiles, len(static), empty), static), non_blocking=True)
+        upload_into(static, plan.pad_tiles(tiles, len(static), empty))
 
 
 def _table(
@@ -77,8 +78,3 @@ def _table(
     table[_STARTS, size] = max(used, 1) if used == num_tokens else used
     table[_SEQ] = table[_NEW] + table[_PREFIX]
     return table
-
-
-def _pinned(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if like.is_cuda else tensor

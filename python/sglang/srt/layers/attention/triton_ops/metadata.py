@@ -12,7 +12,7 @@ import torch
 
 from sglang.srt.layers.attention.triton_ops import plan
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.sampling.upload import upload as upload_values
+from sglang.srt.utils.upload import upload
 
 
 @dataclass
@@ -89,14 +89,16 @@ def build_decode_metadata(batch: ForwardBatch, first: int = 0) -> DecodeMetadata
         decode.encoder_lens_cpu = np.asarray(batch.encoder_lens_cpu[first:], np.int64)
         lens = batch.encoder_lens
         decode.encoder_lens = (
-            upload(decode.encoder_lens_cpu, batch.seq_lens.device) if lens is None else lens[first:]
+            upload(decode.encoder_lens_cpu, torch.int64, batch.seq_lens.device)
+            if lens is None
+            else lens[first:]
         )
         if batch.encoder_views is not None:
             # A decode has one token, so one view.
             views = [view for [view] in batch.encoder_views[first:]]
             table = np.array([[low, high - low] for _, _, low, high in views], np.int64).T
             decode.view_starts, decode.view_lens = upload(
-                np.ascontiguousarray(table), batch.seq_lens.device
+                np.ascontiguousarray(table), torch.int64, batch.seq_lens.device
             ).unbind()
     return decode
 
@@ -126,7 +128,9 @@ def build_cross_metadata(batch: ForwardBatch, extend: ExtendMetadata) -> ExtendM
     # As above: one upload, every line at a multiple of 16 bytes.
     table = np.zeros((6, plan.round_up(count, 4)), np.int32)
     table[:5, :count] = lines.T
-    requests, firsts, news, lows, keys, zeros = upload(table, extend.starts.device).unbind()
+    requests, firsts, news, lows, keys, zeros = upload(
+        table, torch.int32, extend.starts.device
+    ).unbind()
     return ExtendMetadata(
         rows=extend.rows[requests[:count].long()],
         starts=firsts,
@@ -154,7 +158,9 @@ def build_extend_metadata(batch: ForwardBatch) -> ExtendMetadata:
         lines.append(np.asarray(batch.encoder_lens_cpu, np.int64))
     for line, values in zip(table[: len(lines)], lines, strict=True):
         line[:size] = values
-    starts, news, prefixes, seqs, encoders, zeros = upload(table, batch.seq_lens.device).unbind()
+    starts, news, prefixes, seqs, encoders, zeros = upload(
+        table, torch.int32, batch.seq_lens.device
+    ).unbind()
     return ExtendMetadata(
         rows=batch.req_pool_indices,
         starts=starts,
@@ -188,11 +194,5 @@ def find_tiles(extend: ExtendMetadata, tokens_per_tile: int, with_decodes: bool)
         if extend.empty_request is not None:
             # Every request but the first adds at most one tile that is not full.
             tiles = plan.pad_tiles(tiles, len(tiles) + extend.empty_request, extend.empty_request)
-        extend.tiles[key] = upload(tiles, extend.starts.device)
+        extend.tiles[key] = upload(tiles, torch.int32, extend.starts.device)
     return extend.tiles[key]
-
-
-def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """In its own dtype, without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    return upload_values(tensor, tensor.dtype, device)
