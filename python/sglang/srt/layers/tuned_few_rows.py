@@ -1,4 +1,4 @@
-"""Products of few rows that were measured on an H200. Written by `benchmark/gpu/tune_few_rows.py`; empty until it has run on a card.
+"""Products of few rows that were measured on an H200. Written by `benchmark/gpu/tune_few_rows.py`.
 
 (outputs, inputs) of a weight -> {rows: the fields of a `Tile`, or None where torch's product is as fast}.
 """
@@ -27,6 +27,15 @@ TUNED: dict[Key, dict[int, TileFields | None]] = {
         64: (16, 128, 6, False, 4, 4),
         128: (32, 128, 6, False, 8, 5),
     },
+    (2048, 4096): {
+        2: (64, 128, 4, True, 4, 4),
+        4: (64, 128, 4, True, 4, 4),
+        8: (64, 128, 4, True, 4, 4),
+        16: (64, 128, 4, True, 4, 5),
+        32: (128, 128, 8, True, 8, 5),
+        64: (64, 128, 8, False, 4, 5),
+        128: (64, 128, 8, True, 4, 4),
+    },
     (4096, 1024): {
         2: (64, 256, 4, True, 4, 4),
         4: (64, 256, 4, True, 4, 4),
@@ -52,6 +61,15 @@ TUNED: dict[Key, dict[int, TileFields | None]] = {
         16: None,
         32: (128, 128, 28, True, 8, 4),
         64: (64, 128, 56, False, 4, 5),
+        128: None,
+    },
+    (5120, 2048): {
+        2: None,
+        4: None,
+        8: None,
+        16: None,
+        32: None,
+        64: (64, 128, 16, False, 4, 5),
         128: None,
     },
     (6144, 1024): {
@@ -97,6 +115,15 @@ TUNED: dict[Key, dict[int, TileFields | None]] = {
         16: (64, 128, 8, True, 4, 3),
         32: (64, 128, 8, True, 4, 4),
         64: (128, 128, 8, False, 4, 4),
+        128: None,
+    },
+    (151936, 2048): {
+        2: None,
+        4: None,
+        8: (128, 64, 32, True, 4, 5),
+        16: (128, 128, 16, False, 4, 3),
+        32: (128, 64, 32, True, 8, 3),
+        64: None,
         128: None,
     },
 }
