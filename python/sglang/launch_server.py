@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sglang.srt.environ import envs
 from sglang.srt.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
-
-logger = logging.getLogger(__name__)
 
 
 def run_server(server_args: ServerArgs) -> None:
     """Serve until interrupted. Raises ConfigError for flags that turn out impossible on this machine."""
     from sglang.srt.entrypoints.http_server import launch_server  # late: --help must be fast
 
-    for name in envs.unknown_names():
-        logger.warning("environment variable %s is set, but nothing reads it", name)
     launch_server(server_args)
 
 

@@ -184,6 +184,8 @@ def test_information_routes(server):
     assert json.loads(server.get("/get_model_info")[1])["model_path"] == info["model_path"]
     state = json.loads(server.get("/server_info")[1])
     assert state["max_total_num_tokens"] == 8192 and state["internal_states"][0]["memory_usage"]
+    settled = ("attention_backend", "sampling_backend", "chunked_prefill_size", "random_seed")
+    assert all(state[name] is not None for name in settled) and state["device"] == "cpu"
     assert server.get("/health_generate")[0] == 200
     models = json.loads(server.get("/v1/models")[1])
     assert models["data"][0]["owned_by"] == "sglang"

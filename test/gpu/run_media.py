@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+
 import torch
 from table import Answer, report_answers
 

@@ -16,7 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1]),
+    str(Path(__file__).resolve().parents[2] / "python"),
+]
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [100, 200, 300] * 200, [3], list(range(7, 90))]
 GREEDY = {"temperature": 0, "max_new_tokens": 32, "ignore_eos": True}

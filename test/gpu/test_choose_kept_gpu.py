@@ -1,4 +1,4 @@
-"""Draws without a sort on a GPU, against the plain sampler on the CPU: the cases of the unit tests, at the vocabularies of models too."""
+"""Draws without a sort, penalties and masks on a GPU, against the plain sampler on the CPU: the cases of the unit tests, at the vocabularies of models too."""
 
 from __future__ import annotations
 
@@ -14,3 +14,4 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 from triton_choose_cases import *  # noqa: E402, F403
+from triton_edit_cases import *  # noqa: E402, F403

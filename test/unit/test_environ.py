@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import logging
 import os
+import re
+from pathlib import Path
 
 import pytest
 
-from sglang.srt.environ import EnvField, envs
+import sglang
+from sglang.srt.environ import EnvField, envs, warn_of_variables
 from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.log_setup import configure_logging
+
+PACKAGE = Path(sglang.__file__).parent
+PAGE = PACKAGE.parents[1] / "docs" / "references" / "environment_variables.md"
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +138,69 @@ def test_typing_errors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_field_says_what_it_is_for() -> None:
     assert all(isinstance(f, EnvField) and f.help for f in envs.fields().values())
+
+
+def names_in_code() -> set[str]:
+    """Variables that a module of the package takes through `envs`, or names as a whole text; the declarations do not count."""
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "environ.py" or not re.search(r"envs\.|environ|env_var", text):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "envs":
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found & set(envs.fields())
+
+
+def test_every_variable_is_read_or_says_that_it_has_no_effect() -> None:
+    read = names_in_code()
+    others = {name for name, field in envs.fields().items() if field.is_read_by_others}
+    idle = {name for name, field in envs.fields().items() if not field.has_effect}
+    assert not idle & (read | others), "these have an effect: do not declare them without one"
+    silent = set(envs.fields()) - read - others - idle
+    assert not silent, "nothing reads these: read them, or declare them without effect"
+
+
+def test_the_page_tells_every_variable_and_those_without_effect_apart() -> None:
+    works, _, idle = PAGE.read_text(encoding="utf-8").partition("## Without effect yet")
+    for name, field in envs.fields().items():
+        told = f"`{name}`" in (works if field.has_effect else idle)
+        assert told or name.startswith(("SGLANG_TEST_", "SGLANG_IS_IN_CI", "ONLY_RUN")), name
+        assert not (field.has_effect and f"`{name}`" in idle), name
+
+
+def test_variables_without_use_are_warned_of_by_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SGLANG_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SGLANG_IS_IN_CI", "1")
+    monkeypatch.setenv("SGLANG_IS_IN_CL", "1")
+    monkeypatch.setenv("SGLANG_SET_CPU_AFFINITY", "1")
+    with caplog.at_level("WARNING"):
+        warn_of_variables()
+    assert [record.getMessage() for record in caplog.records] == [
+        "environment variable SGLANG_IS_IN_CL is set, but nothing reads it",
+        "environment variable SGLANG_SET_CPU_AFFINITY is known but has no effect yet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "time"), [("0", r"\d\d:\d\d:\d\d"), ("1", r"\d\d:\d\d:\d\d\.\d{3}")]
+)
+def test_milliseconds_in_log_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, time: str
+) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setenv("SGLANG_LOG_MS", value)
+    try:
+        configure_logging("info", " TP1")
+        root.info("a line")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert re.fullmatch(rf"\[\d+-\d\d-\d\d {time} TP1\] a line\n", capsys.readouterr().err)

@@ -10,6 +10,7 @@ from typing import Any
 from sglang.bench.backends import BACKENDS, RequestOptions
 from sglang.bench.datasets import DatasetArgs
 from sglang.bench.image_datasets import IMAGE_DATASETS, ImageArgs
+from sglang.srt.environ import envs
 from sglang.srt.utils.errors import ConfigError
 
 LATER_BACKENDS = ("trt", "gserver", "truss")
@@ -98,12 +99,19 @@ def base_url(args: argparse.Namespace) -> str:
 
 
 def headers(args: argparse.Namespace) -> dict[str, str]:
-    """`--header K=V ...` as a mapping. Raises ConfigError for one without `=`."""
+    """`--header K=V ...` as a mapping, with the key of the environment unless one is among them.
+
+    Raises ConfigError for one without `=`.
+    """
     pairs = [header.partition("=") for header in args.header or []]
     for name, separator, _ in pairs:
         if not separator:
             raise ConfigError(f"--header {name!r} must look like NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+    found = {name: value for name, _, value in pairs}
+    key = envs.API_KEY.get() or envs.OPENAI_API_KEY.get()
+    if key and not any(name.lower() == "authorization" for name in found):
+        found["Authorization"] = f"Bearer {key}"
+    return found
 
 
 def request_options(args: argparse.Namespace, model: str) -> RequestOptions:

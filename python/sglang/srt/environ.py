@@ -1,19 +1,23 @@
-"""Every environment variable that the project reads, with its type and default.
+"""Every environment variable that the project knows, with its type and default.
 
-Use `envs.NAME.get()`. Variables are for deployment plumbing and debugging; what a user tunes is a flag.
+Most are read here; some by the libraries underneath (`_read_by_others`), some by nobody yet (`_without_effect`), which
+`warn_of_variables` says at start. Use `envs.NAME.get()`. Variables are for deployment plumbing and debugging; what a user tunes is a flag.
 Parsing is strict: a value that does not parse raises `ConfigError` naming the variable and what is allowed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from sglang.srt.utils.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
+F = TypeVar("F", bound="EnvField")
 N = TypeVar("N", int, float)
 
 _TRUE_WORDS = ("true", "1", "yes", "y")
@@ -42,6 +46,8 @@ class EnvField(Generic[T]):
     """
 
     allowed = "any text"
+    has_effect = True
+    is_read_by_others = False
 
     def __init__(self, default: T, help: str = "") -> None:
         self.default = default
@@ -191,6 +197,18 @@ class EnvTuple(EnvField["tuple[str, ...]"]):
         return value if isinstance(value, str) else ",".join(value)
 
 
+def _without_effect(field: F) -> F:
+    """Known, so that nobody takes it for a typing error, but read by nobody yet. Take this off when you read it."""
+    field.has_effect = False
+    return field
+
+
+def _read_by_others(field: F) -> F:
+    """Read by a library, or by tests outside the package."""
+    field.is_read_by_others = True
+    return field
+
+
 class Envs:
     """The variables, by topic. Assigning to one is an error: use `.set()`."""
 
@@ -203,32 +221,49 @@ class Envs:
     SGLANG_DISABLED_MODEL_ARCHS = EnvTuple((), "model module names that are not imported")
 
     # Models and caches on disk
-    HF_TOKEN = EnvOptionalStr(None, "token for the Hugging Face hub")
-    HF_HOME = EnvOptionalStr(None, "folder of the Hugging Face cache")
+    HF_TOKEN = _read_by_others(EnvOptionalStr(None, "token for the Hugging Face hub"))
+    HF_HOME = _read_by_others(EnvOptionalStr(None, "folder of the Hugging Face cache"))
     HF_HUB_OFFLINE = EnvBool(False, "never reach the hub")
-    SGLANG_USE_MODELSCOPE = EnvBool(False, "download from ModelScope instead of the hub")
-    SGLANG_CACHE_DIR = EnvStr("~/.cache/sglang", "folder for what the project caches on disk")
+    SGLANG_USE_MODELSCOPE = _without_effect(
+        EnvBool(False, "download from ModelScope instead of the hub")
+    )
+    SGLANG_CACHE_DIR = _without_effect(
+        EnvStr("~/.cache/sglang", "folder for what the project caches on disk")
+    )
     SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN = EnvBool(
         False, "permit --context-length above the model's own"
     )
-    SGLANG_EMBEDDINGS_SPARSE_HEAD = EnvOptionalStr(None, "file of a sparse embedding head")
+    SGLANG_EMBEDDINGS_SPARSE_HEAD = _without_effect(
+        EnvOptionalStr(None, "file of a sparse embedding head")
+    )
 
     # Devices and kernels
     CUDA_VISIBLE_DEVICES = EnvOptionalStr(None, "GPUs that the process may see")
     SGLANG_IS_FLASHINFER_AVAILABLE = EnvBool(True, "false hides flashinfer")
-    SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK = EnvBool(
-        False, "do not check the kernel package's version"
+    SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK = _without_effect(
+        EnvBool(False, "do not check the kernel package's version")
     )
-    SGLANG_ENABLE_DETERMINISTIC_INFERENCE = EnvBool(False, "set by the flag of the same name")
+    SGLANG_ENABLE_DETERMINISTIC_INFERENCE = _without_effect(
+        EnvBool(False, "set by the flag of the same name")
+    )
     SGLANG_ENABLE_DEPENDENT_LAUNCH = EnvBool(
         True, "on Hopper GPUs and newer, kernels begin while the one before still runs"
     )
-    SGLANG_CPU_OMP_THREADS_BIND = EnvOptionalStr(None, "cores per rank on CPU, ranks split by |")
+    OMP_NUM_THREADS = EnvOptionalStr(
+        None, "threads of a CPU's products; unset: a rank's share of the cores"
+    )
+    SGLANG_CPU_OMP_THREADS_BIND = EnvOptionalStr(
+        None, "cores of each rank on a CPU, ranks split by |: 0-3|4-7"
+    )
     SGLANG_FP8_WEIGHT_SCALES = EnvStr(
         "channel", "scales of weights that --quantization fp8 rounds: channel or tensor"
     )
-    SGLANG_MAMBA_CONV_DTYPE = EnvStr("bfloat16", "dtype of the convolution state of hybrid models")
-    SGLANG_MAMBA_SSM_DTYPE = EnvOptionalStr(None, "dtype of the recurrent state of hybrid models")
+    SGLANG_MAMBA_CONV_DTYPE = _without_effect(
+        EnvStr("bfloat16", "dtype of the convolution state of hybrid models")
+    )
+    SGLANG_MAMBA_SSM_DTYPE = _without_effect(
+        EnvOptionalStr(None, "dtype of the recurrent state of hybrid models")
+    )
 
     # Profiler
     SGLANG_TORCH_PROFILER_DIR = EnvOptionalStr(
@@ -255,13 +290,17 @@ class Envs:
     SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION = EnvInt(
         4096, "cap of one reservation, tokens", minimum=1
     )
-    SGLANG_DETOKENIZER_MAX_STATES = EnvInt(65536, "decoding states kept at most", minimum=1)
+    SGLANG_DETOKENIZER_MAX_STATES = _without_effect(
+        EnvInt(65536, "decoding states kept at most", minimum=1)
+    )
 
     # Output
     SGLANG_RETURN_ORIGINAL_LOGPROB = EnvBool(False, "output logprobs before temperature")
-    SGLANG_TOOL_STRICT_LEVEL = EnvInt(0, "0 off, 1 function, 2 parameter", minimum=0, maximum=2)
-    SGLANG_FORWARD_UNKNOWN_TOOLS = EnvBool(
-        False, "forward calls of tools that the request did not name"
+    SGLANG_TOOL_STRICT_LEVEL = _without_effect(
+        EnvInt(0, "0 off, 1 function, 2 parameter", minimum=0, maximum=2)
+    )
+    SGLANG_FORWARD_UNKNOWN_TOOLS = _without_effect(
+        EnvBool(False, "forward calls of tools that the request did not name")
     )
     SGLANG_GRAMMAR_POLL_INTERVAL = EnvFloat(
         0.005, "seconds between looks at the compiler", minimum=0.001
@@ -269,19 +308,23 @@ class Envs:
     SGLANG_GRAMMAR_MAX_POLL_ITERATIONS = EnvInt(
         10000, "looks before a grammar times out", minimum=1
     )
-    SGLANG_DISABLE_OUTLINES_DISK_CACHE = EnvBool(False, "keep outlines from caching on disk")
-    SGLANG_ENABLE_SPEC_V2 = EnvBool(False, "overlapped speculation")
+    SGLANG_DISABLE_OUTLINES_DISK_CACHE = _without_effect(
+        EnvBool(False, "keep outlines from caching on disk")
+    )
+    SGLANG_ENABLE_SPEC_V2 = _without_effect(EnvBool(False, "overlapped speculation"))
 
     # Logging and metrics
-    SGLANG_LOG_REQUEST_HEADERS = EnvTuple((), "HTTP headers to log with a request")
+    SGLANG_LOG_REQUEST_HEADERS = _without_effect(EnvTuple((), "HTTP headers to log with a request"))
     SGLANG_LOG_REQUEST_EXCEEDED_MS = EnvInt(-1, "log only requests slower than this; negative: all")
     SGLANG_DISABLE_REQUEST_LOGGING = EnvBool(False, "never log request content")
-    SGLANG_LOG_GC = EnvBool(False, "log garbage collections")
+    SGLANG_LOG_GC = _without_effect(EnvBool(False, "log garbage collections"))
     SGLANG_LOG_MS = EnvBool(False, "milliseconds in log times")
-    SGLANG_LOGGING_CONFIG_PATH = EnvOptionalStr(None, "JSON file for logging.config.dictConfig")
-    PROMETHEUS_MULTIPROC_DIR = EnvOptionalStr(None, "folder of the metrics files")
+    SGLANG_LOGGING_CONFIG_PATH = _without_effect(
+        EnvOptionalStr(None, "JSON file for logging.config.dictConfig")
+    )
+    PROMETHEUS_MULTIPROC_DIR = _read_by_others(EnvOptionalStr(None, "folder of the metrics files"))
     DISABLE_OPENAPI_DOC = EnvBool(False, "serve no /openapi.json")
-    SGLANG_RECORD_STEP_TIME = EnvBool(False, "log the time of every step")
+    SGLANG_RECORD_STEP_TIME = _without_effect(EnvBool(False, "log the time of every step"))
 
     # Media
     SGLANG_VLM_CACHE_SIZE_MB = EnvInt(100, "cache of image embeddings, MiB", minimum=0)
@@ -296,29 +339,43 @@ class Envs:
     SGLANG_MEDIA_ALLOW_PRIVATE_HOSTS = EnvTuple(
         (), "hosts to fetch media from although their address is not public"
     )
-    SGLANG_RESIZE_RESAMPLE = EnvOptionalStr(None, "resampling filter when images are resized")
+    SGLANG_RESIZE_RESAMPLE = _without_effect(
+        EnvOptionalStr(None, "resampling filter when images are resized")
+    )
     VIDEO_MAX_PIXELS = EnvOptionalInt(None, "pixels of one video; unset: by model", minimum=1)
     REQUEST_TIMEOUT = EnvFloat(3.0, "seconds to fetch one media URL", minimum=0)
     SGLANG_IO_WORKERS = EnvInt(4, "threads that load media", minimum=1)
     SGLANG_CPU_WORKERS = EnvOptionalInt(
         None, "processes that prepare media; unset: by cores", minimum=1
     )
-    SGLANG_MM_FEATURE_CACHE_MB = EnvInt(4096, "cache of media features, MiB", minimum=0)
-    SGLANG_MM_PRECOMPUTE_HASH = EnvBool(False, "hash media in the tokenizer process")
+    SGLANG_MM_FEATURE_CACHE_MB = _without_effect(
+        EnvInt(4096, "cache of media features, MiB", minimum=0)
+    )
+    SGLANG_MM_PRECOMPUTE_HASH = _without_effect(
+        EnvBool(False, "hash media in the tokenizer process")
+    )
     SGLANG_MM_SKIP_COMPUTE_HASH = EnvBool(False, "never hash media (no prefix cache over it)")
     SGLANG_ENABLE_MM_SPLITTING = EnvBool(False, "one item per image instead of one per request")
-    SGLANG_USE_CUDA_IPC_TRANSPORT = EnvBool(False, "hand features over through CUDA IPC")
-    SGLANG_VIT_ENABLE_CUDA_GRAPH = EnvBool(False, "capture the vision tower")
+    SGLANG_USE_CUDA_IPC_TRANSPORT = _without_effect(
+        EnvBool(False, "hand features over through CUDA IPC")
+    )
+    SGLANG_VIT_ENABLE_CUDA_GRAPH = _without_effect(EnvBool(False, "capture the vision tower"))
 
     # Several processes and machines
-    SGLANG_SET_CPU_AFFINITY = EnvBool(False, "bind ranks to cores")
-    SGLANG_NUMA_BIND_V2 = EnvBool(True, "bind ranks to NUMA nodes")
+    SGLANG_SET_CPU_AFFINITY = _without_effect(EnvBool(False, "bind ranks to cores"))
+    SGLANG_NUMA_BIND_V2 = _without_effect(EnvBool(True, "bind ranks to NUMA nodes"))
     SGLANG_PP_LAYER_PARTITION = EnvOptionalStr(None, "layers per pipeline stage, comma separated")
-    SGLANG_ONE_VISIBLE_DEVICE_PER_PROCESS = EnvBool(False, "each rank sees its own GPU only")
-    SGLANG_BLOCK_NONZERO_RANK_CHILDREN = EnvBool(True, "other nodes wait for their children")
-    SGLANG_LOCAL_IP_NIC = EnvOptionalStr(None, "network interface that gives the local address")
-    SGLANG_HOST_IP = EnvOptionalStr(None, "local address, when it cannot be found")
-    SGLANG_PORT = EnvOptionalInt(None, "port of the process group", minimum=1)
+    SGLANG_ONE_VISIBLE_DEVICE_PER_PROCESS = _without_effect(
+        EnvBool(False, "each rank sees its own GPU only")
+    )
+    SGLANG_BLOCK_NONZERO_RANK_CHILDREN = _without_effect(
+        EnvBool(True, "other nodes wait for their children")
+    )
+    SGLANG_LOCAL_IP_NIC = _without_effect(
+        EnvOptionalStr(None, "network interface that gives the local address")
+    )
+    SGLANG_HOST_IP = _without_effect(EnvOptionalStr(None, "local address, when it cannot be found"))
+    SGLANG_PORT = _without_effect(EnvOptionalInt(None, "port of the process group", minimum=1))
     SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE = EnvOptionalStr(
         None, "init method of the process group"
     )
@@ -326,19 +383,30 @@ class Envs:
     # Tools and tests
     OPENAI_API_KEY = EnvOptionalStr(None, "bearer key of the benchmark tools")
     API_KEY = EnvOptionalStr(None, "bearer key of the benchmark tools")
-    ONLY_RUN = EnvOptionalStr(None, "the one model that the generation tests run")
+    ONLY_RUN = _read_by_others(EnvOptionalStr(None, "the one model that the generation tests run"))
     SGLANG_IS_IN_CI = EnvBool(False, "tests run in CI")
-    SGLANG_TEST_MAX_RETRY = EnvOptionalInt(None, "retries of a test case", minimum=0)
+    SGLANG_TEST_TWINS = EnvStr("auto", "run tests of published models on twins: auto, 0 or 1")
+    SGLANG_TEST_MAX_RETRY = _without_effect(
+        EnvOptionalInt(None, "retries of a test case", minimum=0)
+    )
     SGLANG_TEST_RETRACT = EnvBool(False, "force retraction")
     SGLANG_TEST_RETRACT_INTERVAL = EnvInt(3, "steps between forced retractions", minimum=1)
-    SGLANG_TEST_RETRACT_NO_PREFILL_BS = EnvInt(2**31, "no prefill above this batch size", minimum=0)
-    SGLANG_TEST_CRASH_AFTER_STREAM_OUTPUTS = EnvInt(0, "crash after this many outputs", minimum=0)
-    SGLANG_TEST_REQUEST_TIME_STATS = EnvBool(False, "check request time stamps")
-    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE = EnvBool(True, "audit the KV pool while idle")
-    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY = EnvInt(
-        0, "audit the KV pool every N steps", minimum=0
+    SGLANG_TEST_RETRACT_NO_PREFILL_BS = _without_effect(
+        EnvInt(2**31, "no prefill above this batch size", minimum=0)
     )
-    SGLANG_SIMULATE_ACC_LEN = EnvFloat(-1.0, "simulated accept length; negative: off")
+    SGLANG_TEST_CRASH_AFTER_STREAM_OUTPUTS = _without_effect(
+        EnvInt(0, "crash after this many outputs", minimum=0)
+    )
+    SGLANG_TEST_REQUEST_TIME_STATS = _without_effect(EnvBool(False, "check request time stamps"))
+    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE = _without_effect(
+        EnvBool(True, "audit the KV pool while idle")
+    )
+    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY = _without_effect(
+        EnvInt(0, "audit the KV pool every N steps", minimum=0)
+    )
+    SGLANG_SIMULATE_ACC_LEN = _without_effect(
+        EnvFloat(-1.0, "simulated accept length; negative: off")
+    )
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"envs.{name} cannot be assigned; use envs.{name}.set(value)")
@@ -350,8 +418,21 @@ class Envs:
 
     @staticmethod
     def unknown_names() -> list[str]:
-        """Variables of the process that start with `SGLANG_` and that nothing reads: likely typing errors."""
+        """Variables of the process that start with `SGLANG_` and that are not declared: likely typing errors."""
         return sorted(k for k in os.environ if k.startswith("SGLANG_") and k not in Envs.fields())
+
+    @staticmethod
+    def idle_names() -> list[str]:
+        """Variables of the process that are declared and change nothing yet."""
+        return sorted(k for k, f in Envs.fields().items() if f.is_set() and not f.has_effect)
 
 
 envs = Envs()
+
+
+def warn_of_variables() -> None:
+    """A warning for every variable of the process that its user may rely on in vain; for entry points, at start."""
+    for name in envs.unknown_names():
+        logger.warning("environment variable %s is set, but nothing reads it", name)
+    for name in envs.idle_names():
+        logger.warning("environment variable %s is known but has no effect yet", name)

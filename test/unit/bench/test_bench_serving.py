@@ -79,6 +79,24 @@ def test_native_body(bench, server):
     assert (server.headers[-1]["x-key"], server.headers[-1]["x-two"]) == ("a=b", "2")
 
 
+@pytest.mark.parametrize(
+    ("variables", "flags", "sent"),
+    [
+        ({}, "", None),
+        ({"OPENAI_API_KEY": "one"}, "", "Bearer one"),
+        ({"OPENAI_API_KEY": "one", "API_KEY": "two"}, "", "Bearer two"),
+        ({"API_KEY": "two"}, "--header authorization=three", "three"),
+    ],
+)
+def test_key_of_the_environment(bench, server, monkeypatch, variables, flags, sent):
+    for name in ("API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    bench(flags)
+    assert server.headers[-1].get("authorization") == sent
+
+
 @pytest.mark.parametrize("backend", ["sglang-oai", "vllm", "sglang-oai-chat", "vllm-chat"])
 def test_openai_backends(bench, server, backend, tokenizer_folder):
     flags = f"--backend {backend} --tokenizer {tokenizer_folder} --served-model-name named"

@@ -120,7 +120,7 @@ def test_record_is_written_for_people_and_programs(tmp_path, capsys):
 
 def test_closure_stops_at_imports_inside_functions():
     members = size_report.closure("sglang.launch_server")
-    assert {"sglang", "sglang.srt.environ", "sglang.srt.utils.errors"} <= members
+    assert {"sglang", "sglang.version", "sglang.srt.utils.errors"} <= members
     assert "sglang.srt.entrypoints.http_server" not in members
 
 

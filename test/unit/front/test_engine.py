@@ -118,6 +118,17 @@ def test_server_info_and_defaults(engine, model_folder):
 # --- life and death
 
 
+def test_engine_warns_of_variables_that_nobody_reads(model_folder, monkeypatch, caplog):
+    monkeypatch.setenv("SGLANG_NO_SUCH_VARIABLE", "1")
+    monkeypatch.setenv("SGLANG_USE_MODELSCOPE", "1")
+    monkeypatch.setenv("SGLANG_LOG_MS", "0")
+    with ScriptedEngine(model_path=model_folder), caplog.at_level("WARNING"):
+        text = caplog.text
+    assert "SGLANG_NO_SUCH_VARIABLE is set, but nothing reads it" in text
+    assert "SGLANG_USE_MODELSCOPE is known but has no effect yet" in text
+    assert "SGLANG_LOG_MS" not in text
+
+
 def test_shutdown_twice_and_a_second_engine(model_folder):
     first = ScriptedEngine(server_args=ServerArgs(model_path=model_folder))
     (pid,) = first._front.scheduler_pids

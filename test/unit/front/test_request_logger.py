@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,12 @@ ITEM = {
     "output_ids": [1],
     "meta_info": {"id": "r", "finish_reason": {"type": "length"}, "prompt_tokens": 1, "odd": 5},
 }
+
+
+@pytest.fixture(autouse=True)
+def no_bounds(monkeypatch):
+    monkeypatch.delenv("SGLANG_DISABLE_REQUEST_LOGGING", raising=False)
+    monkeypatch.delenv("SGLANG_LOG_REQUEST_EXCEEDED_MS", raising=False)
 
 
 def lines(folder, level, text="prompt", format="json"):
@@ -54,3 +61,33 @@ def test_level_2_shortens_and_level_3_does_not(tmp_path):
 
 def test_a_prompt_cannot_forge_a_line(tmp_path):
     assert len(lines(tmp_path, 2, "a\n[now] request.received: rid='fake'", format="text")) == 2
+
+
+def flags(**changes):
+    values = {"log_requests_level": 2, "log_requests_format": "text", "log_requests_target": None}
+    return SimpleNamespace(**{"log_requests": True, **values, **changes})
+
+
+def test_the_environment_forbids_what_the_flag_asks_for(monkeypatch):
+    assert RequestLogger.from_server_args(flags(log_requests=False)) is None
+    assert RequestLogger.from_server_args(flags()) is not None
+    monkeypatch.setenv("SGLANG_DISABLE_REQUEST_LOGGING", "1")
+    assert RequestLogger.from_server_args(flags()) is None
+    monkeypatch.setenv("SGLANG_DISABLE_REQUEST_LOGGING", "0")
+    assert RequestLogger.from_server_args(flags()) is not None
+
+
+@pytest.mark.parametrize(("limit", "events"), [("-1", 4), ("0", 2), ("500", 1), ("2000", 0)])
+def test_slow_requests_only(tmp_path, monkeypatch, limit, events):
+    monkeypatch.setenv("SGLANG_LOG_REQUEST_EXCEEDED_MS", limit)
+    logger = RequestLogger(0, "json", [str(tmp_path)])
+    for seconds in (0.2, 0.9):
+        logger.log_received(GenerateReqInput(text="a"), ["r"])
+        meta = {**ITEM["meta_info"], "e2e_latency": seconds}
+        logger.log_finished(GenerateReqInput(text="a"), {**ITEM, "meta_info": meta})
+    logger.close()
+    file = tmp_path / "requests.log"
+    found = file.read_text().splitlines() if file.exists() else []
+    assert len(found) == events
+    if limit == "500":
+        assert '"e2e_latency": 0.9' in found[0] and "request.finished" in found[0]

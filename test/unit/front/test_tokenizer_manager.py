@@ -495,6 +495,16 @@ def test_flush_cache_and_server_info(make_front):
     assert info["version"] and "secret" not in str(info)
 
 
+def test_server_info_shows_open_flags_as_the_scheduler_settled_them(make_front):
+    front = make_front(port=1234)
+    assert asyncio.run(front.manager.get_server_info())["attention_backend"] is None
+    front.manager.scheduler_info["settled_flags"] = {"attention_backend": "triton"}
+    for _ in range(2):
+        info = asyncio.run(front.manager.get_server_info())
+        assert info["attention_backend"] == "triton" and info["port"] == 1234
+        assert "settled_flags" not in info
+
+
 def test_profile(make_front):
     front = make_front()
     assert asyncio.run(front.manager.start_profile({"num_steps": 3})) == "3 steps"

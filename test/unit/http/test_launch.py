@@ -120,6 +120,15 @@ def test_open_server_without_key_is_warned_about():
         assert "SECURITY" in server.log
 
 
+def test_variables_that_nobody_reads_are_warned_about(monkeypatch):
+    monkeypatch.setenv("SGLANG_NO_SUCH_VARIABLE", "1")
+    monkeypatch.setenv("SGLANG_LOG_GC", "1")
+    with ServerProcess(mode="broken") as server:
+        server.end()
+        assert server.log.count("SGLANG_NO_SUCH_VARIABLE is set, but nothing reads it") == 1
+        assert server.log.count("SGLANG_LOG_GC is known but has no effect yet") == 1
+
+
 def test_launch_module_is_light():
     code = (
         "import sys, sglang.srt.entrypoints.http_server; "

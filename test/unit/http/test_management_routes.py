@@ -45,6 +45,14 @@ def test_configure_logging_refuses(server, body, word):
     assert server.manager.request_logger is None
 
 
+def test_configure_logging_cannot_switch_on_what_the_environment_forbids(server, monkeypatch):
+    monkeypatch.setenv("SGLANG_DISABLE_REQUEST_LOGGING", "true")
+    response = server.post("/configure_logging", {"log_requests": True})
+    assert response.status_code == 400 and "SGLANG_DISABLE_REQUEST_LOGGING" in response.text
+    assert server.manager.request_logger is None
+    assert server.post("/configure_logging", {"log_requests_level": 1}).status_code == 200
+
+
 def test_profile_routes(server):
     started = server.post("/start_profile", {"num_steps": 3, "start_step": None})
     assert (started.status_code, started.text) == (200, "Recording to x\n")

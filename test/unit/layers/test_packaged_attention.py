@@ -19,8 +19,6 @@ sys.path.insert(0, str(ROOT / "test" / "gpu"))
 import fake_attention_packages as fakes  # noqa: E402
 from attention_cases import Case, World, errors, is_within, make_backend  # noqa: E402
 
-from sglang.srt.arg_groups import resolve as resolve_module  # noqa: E402
-from sglang.srt.arg_groups.attention_choice import default_attention_backend  # noqa: E402
 from sglang.srt.layers.attention import flashinfer_backend, page_index, registry  # noqa: E402
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend  # noqa: E402
 from sglang.srt.layers.attention.phase_backend import PhaseAttnBackend  # noqa: E402
@@ -30,10 +28,8 @@ from sglang.srt.layers.attention.registry import (  # noqa: E402
 )
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
-from sglang.srt.managers import scheduler_builder  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardMode  # noqa: E402
 from sglang.srt.model_executor.model_runner import ModelRunner  # noqa: E402
-from sglang.srt.server_args import ServerArgs  # noqa: E402
 from sglang.srt.utils.errors import ConfigError  # noqa: E402
 
 ENCODER = {"attn_type": AttentionType.ENCODER_ONLY}
@@ -433,15 +429,19 @@ def test_a_pair_of_names_makes_a_backend_of_both():
 )
 def test_refused_without_the_package(name, package, monkeypatch):
     runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
     message = rf"needs the package {package}.*sglang\[cuda\].*--attention-backend triton"
     with pytest.raises(ConfigError, match=message):
         create_attention_backend(name, runner)
 
 
+@pytest.mark.parametrize("has_package", [True, False])
 @pytest.mark.parametrize("name", BOTH)
-def test_refused_on_other_machines(name, monkeypatch):
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: True)
+def test_refused_on_other_machines(name, has_package, monkeypatch):
+    """What is advised runs there, whatever is installed."""
+    found = object() if has_package else None
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: found)
     runner = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="needs device cuda, not cpu.*torch_native"):
         create_attention_backend(name, runner)
@@ -450,8 +450,10 @@ def test_refused_on_other_machines(name, monkeypatch):
         create_attention_backend(name, runner)
 
 
-def test_fa3_is_refused_below_hopper(monkeypatch):
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: True)
+@pytest.mark.parametrize("has_package", [True, False])
+def test_fa3_is_refused_below_hopper(has_package, monkeypatch):
+    found = object() if has_package else None
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: found)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="9.0 .Hopper., this one has 8.9"):
@@ -517,67 +519,8 @@ def test_a_package_that_does_not_fit_is_named(name, monkeypatch):
         create_attention_backend(name, runner)
 
 
-@pytest.mark.parametrize(
-    "flags, fits, expected",
-    [
-        ({}, False, ("triton", "triton", "triton")),
-        ({}, True, ("fa3", "fa3", "fa3")),
-        ({"decode_attention_backend": "fa3"}, False, ("triton", "triton", "fa3")),
-        ({"attention_backend": "fa3"}, False, ("fa3", "fa3", "fa3")),
-    ],
-)
-def test_nobody_s_choice_gives_way_to_triton(flags, fits, expected, monkeypatch, caplog):
-    """What somebody asked for is left to be refused, with the reason."""
-    monkeypatch.setattr(
-        resolve_module, "installed_attention_packages", lambda: frozenset({"sgl_kernel", "triton"})
-    )
-    monkeypatch.setattr(
-        scheduler_builder,
-        "why_not_imported",
-        lambda name: None if fits else "ImportError: undefined symbol",
-    )
-    args = ServerArgs(**flags)
-    resolved = resolve_module.resolve(
-        args, resolve_module.Facts("cuda", 141 * 1024, 16, 42, compute_capability=(9, 0))
-    )
-    got = scheduler_builder._with_usable_attention(args, resolved)
-    names = (
-        got.attention_backend,
-        got.prefill_attention_backend,
-        got.decode_attention_backend,
-    )
-    assert names == expected
-    assert ("triton takes its place: ImportError" in caplog.text) == (expected[0] == "triton")
-
-
 def test_flashinfer_can_be_hidden(monkeypatch):
     monkeypatch.setenv("SGLANG_IS_FLASHINFER_AVAILABLE", "false")
     runner = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="hidden by SGLANG_IS_FLASHINFER_AVAILABLE"):
         create_attention_backend("flashinfer", runner)
-
-
-ALL = {"triton", "flashinfer", "sgl_kernel"}
-
-
-@pytest.mark.parametrize(
-    "device, capability, packages, proven, expected",
-    [
-        ("cuda", (9, 0), ALL, {"fa3", "flashinfer", "triton"}, "fa3"),
-        ("cuda", (10, 0), ALL, {"fa3", "flashinfer", "triton"}, "flashinfer"),
-        ("cuda", (8, 0), ALL, {"fa3", "flashinfer", "triton"}, "flashinfer"),
-        ("cuda", (9, 0), {"triton", "flashinfer"}, {"fa3", "flashinfer", "triton"}, "flashinfer"),
-        ("cuda", (9, 0), {"triton"}, {"fa3", "flashinfer", "triton"}, "triton"),
-        ("cuda", (9, 0), ALL, {"triton"}, "triton"),
-        ("cuda", (9, 0), set(), {"fa3", "flashinfer", "triton"}, "torch_native"),
-        ("cpu", None, ALL, {"fa3", "flashinfer", "triton"}, "torch_native"),
-    ],
-)
-def test_default_backend(device, capability, packages, proven, expected):
-    name, reason = default_attention_backend(device, capability, packages, proven)
-    assert name == expected and reason
-
-
-def test_only_what_has_run_on_a_gpu_is_chosen_unasked():
-    assert default_attention_backend("cuda", (9, 0), ALL)[0] == "fa3"
-    assert default_attention_backend("cuda", (8, 0), ALL)[0] == "triton"  # not flashinfer

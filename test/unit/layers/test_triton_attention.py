@@ -10,6 +10,7 @@ import pytest
 import torch
 from triton_interpreter import ROOT, output_of, run_cases
 
+from sglang.srt import distributed
 from sglang.srt.layers.attention import registry
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.attention.triton_ops import plan
@@ -40,6 +41,20 @@ def test_refused_on_a_cpu_without_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match="needs device cuda, not cpu"):
         create_attention_backend("triton", RUNNER)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
+@pytest.mark.parametrize(("num_ranks", "num_heads"), [(1, 8), (4, 2)])
+def test_splits_are_planned_for_the_heads_of_a_rank(monkeypatch, num_ranks, num_heads):
+    monkeypatch.setattr(registry, "_check_triton", lambda *args: None)
+    monkeypatch.setattr(distributed, "get_tensor_model_parallel_world_size", lambda: num_ranks)
+    config = SimpleNamespace(
+        get_num_kv_heads=lambda tp_size: 8 // tp_size,
+        facts=SimpleNamespace(attention_chunk_size=None),
+    )
+    pool = SimpleNamespace(max_context_len=64)
+    runner = SimpleNamespace(model_config=config, req_to_token_pool=pool, **vars(RUNNER))
+    assert create_attention_backend("triton", runner).num_kv_heads == num_heads
 
 
 @pytest.mark.parametrize(

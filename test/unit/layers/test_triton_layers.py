@@ -18,7 +18,13 @@ from sglang.srt.layers.norm_rope import norm_rope_and_store
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
 )
 @pytest.mark.parametrize(
-    "name", ["triton_layer_cases.py", "triton_graph_cases.py", "triton_choose_cases.py"]
+    "name",
+    [
+        "triton_layer_cases.py",
+        "triton_graph_cases.py",
+        "triton_choose_cases.py",
+        "triton_edit_cases.py",
+    ],
 )
 def test_kernels_in_the_interpreter(name):
     output = output_of(run_cases(name))

@@ -108,6 +108,19 @@ def test_ties_are_kept_by_index(filters):
     check_rows(torch.zeros(len(specs), 128), specs)
 
 
+def test_of_equal_tokens_the_first_is_all_that_the_least_top_p_keeps():
+    """Nothing is before it, so that nothing can have used the top-p up, be it zero; blocks without candidates are not read."""
+    logits = torch.full((12, 300), -5.0, device=DEVICE)
+    logits[:, 150:160] = 3.0
+    draw = draw_of(seeded([{"top_p": 1e-50}] * len(logits)), 300)
+    torch.use_deterministic_algorithms(True)  # new tensors are filled with what is no token
+    try:
+        ids, bad = choose_kept(logits, draw)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert ids.tolist() == [150] * len(logits) and not bad.any()
+
+
 def test_half_of_equal_tokens_is_exactly_half():
     specs = seeded([{"top_p": 0.5}] * (40 if IS_INTERPRETED else 4000))
     ids, _ = choose_kept(torch.zeros(len(specs), 16, device=DEVICE), draw_of(specs, 16))

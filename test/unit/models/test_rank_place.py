@@ -39,6 +39,12 @@ def test_port_of_one_machine_is_on_loopback(ports):
     assert place.init_method == "tcp://127.0.0.1:4321" and place.is_on_loopback
 
 
+def test_the_environment_may_say_where_ranks_meet(ports, monkeypatch):
+    monkeypatch.setenv("SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE", "tcp://10.0.0.9:77")
+    args = ServerArgs(tp_size=2, nccl_port=4321)
+    assert RankPlace.of(args, ports, 1).init_method == "tcp://10.0.0.9:77"
+
+
 @pytest.mark.parametrize(
     ("address", "host", "is_on_loopback"),
     [("10.0.0.1:5000", "10.0.0.1", False), ("[::1]:5000", "::1", True), ("a:1", "a", False)],

@@ -182,10 +182,13 @@ def test_intake_refuses_what_does_not_fit() -> None:
         with pytest.raises(ValueError, match="not ascending places in a prompt of 3"):
             take(image(torch.ones(2), offsets))
     rows = image(None, [(1, 1)])
-    for bad in (torch.ones(2, 4), torch.ones(1, 3), torch.ones(1, 4).int()):
+    for bad in (torch.ones(2, 4), torch.ones(1, 3), torch.ones(1, 12), torch.ones(1, 4).int()):
         rows.precomputed_embeddings, rows.hash = bad, None
         with pytest.raises(ValueError, match="precomputed embeddings"):
             take(rows)
+    rows.precomputed_embeddings = torch.ones(1, 12)
+    packed = pack({"mm_items": [rows], "im_token_id": TOKEN})
+    MediaIntake(pad, hidden_size=4, num_deep=2).take(packed, [5, TOKEN, 6])
     with pytest.raises(ValueError, match=r"mrope_positions has the shape \[3, 2\]"):
         take(image(torch.ones(2), [(1, 1)]), mrope_positions=torch.zeros(3, 2))
     with pytest.raises(ValueError, match="not be negative"):

@@ -12,13 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.logits_processor import LogitsMetadata, LogitsProcessor
+from sglang.srt.layers.attention.triton_ops.metadata import find_tiles
+from sglang.srt.layers.logits_processor import (
+    LogitsMetadata,
+    LogitsProcessor,
+    LogitsProcessorOutput,
+)
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
-from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
+from sglang.srt.managers.step_plan import RowMedia, RowSetup, RowWork, SamplingSpec, StepPlan
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
+from sglang.srt.model_executor.prefill_graph_runner import PrefillGraphRunner
 from sglang.srt.model_executor.worker import TpWorker
+from sglang.srt.models.common.tiled_vit import TiledViT
+from sglang.srt.models.mllama import MllamaTower
+from sglang.srt.models.phi3_small import Phi3SmallLogits
+from sglang.srt.multimodal.embedding import embed_mm_inputs
+from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
+from sglang.srt.multimodal.transport import pack
 from sglang.srt.platforms import CpuPlatform
 from sglang.srt.sampling.row_masks import RowMasks
 
@@ -57,7 +69,7 @@ class Pinned(torch.Tensor):
 
 
 class NoPageableUploads(torch.overrides.TorchFunctionMode):
-    """Refuses copies to the device that would wait for it: from memory that is not pinned."""
+    """Refuses copies to the device that would wait for it: from memory that is not pinned, as that of numbers is."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -66,9 +78,21 @@ class NoPageableUploads(torch.overrides.TorchFunctionMode):
             sent = META in args[1:] and not (
                 isinstance(args[0], Pinned) and "non_blocking" in kwargs
             )
+        if func in (torch.Tensor.copy_, torch.Tensor.index_put_, torch.Tensor.__setitem__):
+            sent = args[0].is_meta and is_pageable(*args[1:3])
         if sent:
             raise RuntimeError(f"{func.__name__} sends pageable memory to the device")
         return func(*args, **kwargs)
+
+
+def is_pageable(place, value=None) -> bool:
+    """Of what is written (to `place`): a slice takes a number as an argument of its kernel, other places take a copy."""
+    if value is None:
+        place, value = None, place
+    if isinstance(value, torch.Tensor):
+        return not value.is_meta and not isinstance(value, Pinned)
+    parts = place if isinstance(place, tuple) else (place,)
+    return not any(isinstance(part, slice) for part in parts)
 
 
 class FarRunner:
@@ -89,9 +113,26 @@ class FarRunner:
         return self._processor(None, hidden, self._head, metadata)
 
 
+class FarTower(torch.nn.Module):
+    """The part of a tower that is told the shape of a picture."""
+
+    def __init__(self, tower: TiledViT) -> None:
+        super().__init__()
+        self.tiles_of_ratio, self.rows_per_tile = tower.tiles_of_ratio, tower.rows_per_tile
+        self._tower = tower
+
+    def forward(self, pixels, ratio_ids):
+        self._tower._visible(ratio_ids, self.rows_per_tile)
+        return torch.zeros(1, 2, self.rows_per_tile, WIDTH, device=META)
+
+
 @pytest.fixture
-def runner(monkeypatch):
+def pinning(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: Pinned.of(tensor.clone()))
+
+
+@pytest.fixture
+def runner(monkeypatch, pinning):
     # The device has no generators; who draws from one does not read it.
     monkeypatch.setattr(Sampler, "_generator", lambda self, device: None)
     return FarRunner()
@@ -208,6 +249,86 @@ def test_a_step_is_read_between_the_parts_of_the_next(runner):
         worker.sample()
 
 
+def test_media_of_a_row_go_up_without_waiting(pinning):
+    """Positions by time, height and width, the slots of encoder tokens, and who sees these; of a prompt and of its decode."""
+    builder = BatchBuilder(ReqToTokenPool(ROWS, 64, META), None, None, META, has_mrope=True)
+    inputs = {"mm_items": [], "mrope_positions": torch.arange(PROMPT).repeat(3, 1)}
+    media = RowMedia(
+        inputs=pack(inputs),
+        padded_ids=np.zeros(PROMPT, np.int64).tobytes(),
+        encoder_slots=np.arange(9, dtype=np.int32).tobytes(),
+        encoder_views=[(1, 0, 9)],
+    )
+    prompt, later = work(1, PROMPT, prompt=True), work(1, 1, prompt=False)
+    beside = work(0, 2, prompt=True)
+    with NoPageableUploads():
+        first = builder.build(plan("extend", [prompt], SamplingSpec(), media={1: media, 0: None}))
+        mixed = builder.build(plan("mixed", [beside, later], SamplingSpec()))
+        last = builder.build(plan("decode", [later], SamplingSpec()))
+    for batch, count in ((first, PROMPT), (mixed, 3), (last, 1)):
+        assert batch.input_ids.is_meta and batch.mrope_positions.shape == (3, count)
+        assert batch.encoder_visible.shape == (count,) and batch.encoder_lens.is_meta
+    assert first.encoder_out_cache_loc.shape == (9,) and last.encoder_out_cache_loc.shape == (0,)
+
+
+def test_a_captured_prefill_is_filled_without_waiting(pinning):
+    pytest.importorskip("triton")
+    from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
+
+    backend = TritonAttnBackend(2, 64, META)
+    prefill = PrefillGraphRunner(None, backend, {}, META, has_mrope=True)
+    prefill.lay_out(64)
+    find_tiles(backend.forward_metadata.extend, 16, True)
+    replays: list[int] = []
+    graph = SimpleNamespace(replay=lambda: replays.append(64))
+    output = LogitsProcessorOutput(torch.empty(8, VOCAB, device=META))
+    prefill._captured[64] = SimpleNamespace(graph=graph, output=output)
+    builder = BatchBuilder(ReqToTokenPool(ROWS, 64, META), None, None, META, has_mrope=True)
+    works = [work(row, PROMPT, prompt=True) for row in (0, 1)]
+    batch = builder.build(plan("extend", works, SamplingSpec()))
+    assert prefill.can_replay(batch)
+    with NoPageableUploads():
+        logits = prefill.replay(batch).next_token_logits
+    assert replays == [64] and logits.shape == (2, VOCAB)
+
+
+def test_places_of_media_go_up_without_waiting(pinning):
+    """They are sent behind the tower, for which a host that waits would wait too."""
+    item = MultimodalDataItem(
+        Modality.IMAGE, feature=torch.zeros(3, WIDTH), offsets=[(1, 2), (4, 4)]
+    )
+    item.set_pad_value()
+    tower = SimpleNamespace(get_image_feature=lambda items: torch.zeros(3, WIDTH, device=META))
+    ids = torch.zeros(6, dtype=torch.int64, device=META)
+    table = torch.nn.Embedding(VOCAB, WIDTH, device=META)
+    with torch.no_grad(), NoPageableUploads():
+        embeds, _ = embed_mm_inputs([MultimodalInputs([item])], [0], [6], ids, table, tower)
+    assert embeds.is_meta and embeds.shape == (6, WIDTH)
+
+
+def test_shapes_of_tiled_pictures_go_up_without_waiting(pinning):
+    """Each picture runs alone: the tower of one is queued before the next one's shape is sent."""
+    tower = TiledViT.__new__(TiledViT)
+    torch.nn.Module.__init__(tower)
+    tower.tiles_of_ratio, tower.max_num_tiles, tower.rows_per_tile = [0, 1, 2], 2, 3
+    pictures = MllamaTower.__new__(MllamaTower)
+    torch.nn.Module.__init__(pictures)
+    pictures.vision_model = FarTower(tower)
+    pictures.multi_modal_projector = lambda x: (x, None)
+    with NoPageableUploads():
+        rows = pictures(torch.zeros(2, 2, 1, device=META), [1, 2])
+    assert rows.is_meta and rows.shape == (3 + 6, WIDTH)
+
+
+def test_impossible_tokens_are_on_the_device(pinning):
+    config = SimpleNamespace(vocab_size=VOCAB, dummy_token_indices=[3, 9])
+    with META:
+        processor, head = Phi3SmallLogits(config, None), ParallelLMHead(VOCAB, WIDTH)
+    with NoPageableUploads():
+        logits = processor.compute_logits(torch.zeros(2, WIDTH, device=META), head)
+    assert logits.is_meta and logits.shape == (2, VOCAB)
+
+
 @pytest.mark.parametrize(
     "wait",
     [
@@ -218,6 +339,10 @@ def test_a_step_is_read_between_the_parts_of_the_next(runner):
         lambda x: bool(x.any()),
         lambda x: torch.tensor([1, 2], device=x.device),
         lambda x: torch.arange(3, device="cpu").to(x.device, non_blocking=True),
+        lambda x: x.copy_(torch.zeros(x.shape, device="cpu"), non_blocking=True),
+        lambda x: x.__setitem__((x.argmax(0), x.argmax(0)), 1.0),
+        lambda x: x.__setitem__((0, 0), 1.0),
+        lambda x: x.index_put_((x.argmax(0),), torch.tensor(1.0, device="cpu")),
     ],
 )
 def test_what_waits_would_be_noticed(runner, monkeypatch, wait):

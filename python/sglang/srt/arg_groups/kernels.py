@@ -66,7 +66,7 @@ class KernelArgs:
     )
     sampling_backend: str | None = flag(
         None,
-        "Sampling kernels; unset: the best that is installed.",
+        "Sampling kernels; unset: pytorch.",
         choices=("flashinfer", "pytorch", "ascend"),
         supports=("pytorch",),
     )

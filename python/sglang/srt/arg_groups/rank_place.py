@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from sglang.srt.environ import envs
+
 if TYPE_CHECKING:
     from sglang.srt.arg_groups.ports import PortArgs
     from sglang.srt.server_args import ServerArgs
@@ -63,7 +65,9 @@ def local_tp_ranks(server_args: ServerArgs) -> range:
 
 
 def _init_method(server_args: ServerArgs, ports: PortArgs) -> str:
-    """On one machine a file in the private folder: no port that others could reach."""
+    """On one machine a file in the private folder: no port that others could reach. The environment may say otherwise."""
+    if (given := envs.SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE.get()) is not None:
+        return given
     if server_args.dist_init_addr is not None:
         return f"tcp://{server_args.dist_init_addr}"
     if server_args.nccl_port is not None:

@@ -10,7 +10,8 @@ import logging
 import os
 import random
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sglang.srt.arg_groups.attention_choice import (
     default_attention_backend,
@@ -41,6 +42,13 @@ class Facts:
     random_seed: int  # drawn once, used when no seed is given
     device_reason: str = "auto"  # why an open --device became this one
     compute_capability: tuple[int, int] | None = None  # of the first GPU
+    # Attention backends that are installed and cannot run here, or not this model, and why.
+    unusable_attention: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def without_attention(self, name: str, reason: str) -> Facts:
+        """The same with one more backend that cannot run."""
+        unusable = {**self.unusable_attention, name: reason}
+        return dataclasses.replace(self, unusable_attention=unusable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,13 +76,19 @@ class ResolvedArgs:
     decisions: tuple[str, ...]  # one line each, for the log
 
     def apply_to(self, server_args: ServerArgs) -> ServerArgs:
-        """A copy of the flags with every "auto" filled in, for `/server_info` and for model files."""
-        names = {f.name for f in dataclasses.fields(server_args)}
-        shared = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names
+        """A copy of the flags with every "auto" filled in, for the scheduler process and for model files."""
+        return dataclasses.replace(server_args, **self.settled_flags())
+
+    def settled_flags(self) -> dict[str, Any]:
+        """The values that are flags, by the flag's name; ready for JSON, as the front shows them in `/server_info`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("overlap_depth", "num_cpus", "decisions"):
+            del values[name]
+        return {
+            **values,
+            "cuda_graph_bs": list(self.cuda_graph_bs),
+            "disable_overlap_schedule": self.overlap_depth == 0,
         }
-        shared["cuda_graph_bs"] = list(self.cuda_graph_bs)
-        return dataclasses.replace(server_args, **shared)
 
     def log_decisions(self) -> None:
         for line in self.decisions:
@@ -236,7 +250,9 @@ def _resolve_attention(args: ServerArgs, device: str, facts: Facts, log: _Decisi
     packages = installed_attention_packages()
     if args.dtype in _WIDE_DTYPES or args.kv_cache_dtype.startswith("fp8"):
         packages &= {"triton"}  # the others have no kernels for these
-    found, reason = default_attention_backend(device, facts.compute_capability, packages)
+    found, reason = default_attention_backend(
+        device, facts.compute_capability, packages, unusable=facts.unusable_attention
+    )
     return log.choose("attention_backend", requested, found, reason)
 
 

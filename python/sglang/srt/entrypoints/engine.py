@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sglang.srt.entrypoints.launch import launch_front
 from sglang.srt.entrypoints.scheduler_processes import SchedulerTarget
+from sglang.srt.environ import warn_of_variables
 from sglang.srt.managers.io_struct import EmbeddingReqInput, FlushCacheReply, GenerateReqInput
 from sglang.srt.managers.request_state import ServiceError
 from sglang.srt.server_args import ServerArgs
@@ -44,6 +45,7 @@ class Engine:
         self.server_args = server_args
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_shut_down = False
+        warn_of_variables()
         hooks = type(self)
         self._front = launch_front(
             server_args,

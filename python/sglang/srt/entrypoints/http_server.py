@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.entrypoints.follower_node import serve_follower_node
 from sglang.srt.entrypoints.launch import launch_front
+from sglang.srt.environ import warn_of_variables
 from sglang.srt.utils.log_setup import configure_logging
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def launch_server(
             A server that is stopped by SIGTERM or SIGINT returns, so that its process ends with 0.
     """
     configure_logging(server_args.log_level)
+    warn_of_variables()
     if server_args.node_rank > 0:
         with _exit_on_signals():
             serve_follower_node(server_args)

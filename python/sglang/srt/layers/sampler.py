@@ -21,6 +21,7 @@ from torch import nn
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs
 from sglang.srt.platforms import Platform
+from sglang.srt.sampling.penalties import PenaltyBatch
 from sglang.srt.sampling.sampling_batch import (
     GrammarMask,
     LogprobRequest,
@@ -324,8 +325,10 @@ def _token_range(probs: torch.Tensor) -> torch.Tensor:
 def _edit_logits(logits: torch.Tensor, batch: SamplingBatch) -> None:
     """Penalties, bias and masks, in this order, in place."""
     columns = batch.columns
+    in_kernels = logits.is_cuda and has_triton()
     if columns.penalties is not None:
-        columns.penalties.apply(logits)
+        penalize = _penalize_in_kernels if in_kernels else PenaltyBatch.apply
+        penalize(columns.penalties, logits)
     if columns.bias is not None:
         bias = columns.bias
         logits.index_put_((bias.line, bias.token), bias.value, accumulate=True)
@@ -333,11 +336,26 @@ def _edit_logits(logits: torch.Tensor, batch: SamplingBatch) -> None:
         # A number would be copied from the host, and the copy waited for.
         logits.index_put_(batch.forbidden, logits.new_full((), -torch.inf))
     if batch.grammar is not None:
-        _apply_grammar_mask(logits, batch.grammar)
+        _apply_grammar_mask(logits, batch.grammar, in_kernels)
 
 
-def _apply_grammar_mask(logits: torch.Tensor, mask: GrammarMask) -> None:
+def _penalize_in_kernels(penalties: PenaltyBatch, logits: torch.Tensor) -> None:
+    """As `PenaltyBatch.apply`, one pass for each kind."""
+    from sglang.srt.layers.triton_ops.edit_logits import penalize_outputs, penalize_repetition
+
+    if penalties.repetition is not None:
+        penalize_repetition(logits, penalties.repetition)
+    if penalties.outputs is not None:
+        penalize_outputs(logits, penalties.outputs)
+
+
+def _apply_grammar_mask(logits: torch.Tensor, mask: GrammarMask, in_kernels: bool) -> None:
     """Forbid tokens whose bit is clear; tokens beyond the mask are forbidden too."""
+    if in_kernels:
+        from sglang.srt.layers.triton_ops.edit_logits import forbid_unset
+
+        forbid_unset(logits, mask.packed, mask.line)
+        return
     forbidden = unpack_mask(mask.packed, logits.shape[-1]).logical_not_()
     if mask.line is None:
         logits.masked_fill_(forbidden, -torch.inf)

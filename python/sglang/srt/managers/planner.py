@@ -105,7 +105,8 @@ class Planner:
             victim = self.prefilling[-1] if self.prefilling else order.pop(0)
             self.retract_one(victim)
             victims.append(victim)
-        self.ratio.after_retraction(self.running)
+        if victims:  # not when the steps that were waited for have ended enough requests
+            self.ratio.after_retraction(self.running)
         return victims
 
     def retract_one(self, req: Req) -> None:

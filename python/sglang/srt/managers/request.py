@@ -157,8 +157,8 @@ class Req:
         self.cache = None
         self.num_planned = self.num_computed = 0
         self.retractions += 1
-        if not self.input_logprobs_done:
-            self.logprobs = LogprobChunk()
+        if self.wants_input_logprobs and not self.input_logprobs_done:
+            self.logprobs = LogprobChunk()  # a part of the prompt's, which come again
 
     # --- planning
 

@@ -41,7 +41,8 @@ class WaitingQueue:
         del self._by_rid[req.rid]
 
     def oldest(self) -> Req | None:
-        return next(iter(self._by_rid.values()), None)
+        """Who has waited longest for a first row."""
+        return next((req for req in self._by_rid.values() if not req.retractions), None)
 
     def candidates(self, policy: str, cache: KVCacheManager) -> list[Req]:
         """The requests to look at in this step, best first, by `fcfs` or `lpm` (longest cached prefix first)."""

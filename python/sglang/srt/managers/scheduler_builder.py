@@ -8,14 +8,18 @@ import os
 from typing import Any
 
 from sglang.srt.arg_groups.rank_place import RankPlace
-from sglang.srt.arg_groups.resolve import ResolvedArgs, collect_facts, resolve
+from sglang.srt.arg_groups.resolve import Facts, ResolvedArgs, collect_facts, resolve
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import COMPILE_TIMEOUT, GrammarManager
 from sglang.srt.distributed.channel import FollowerChannel
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.registry import join_phases, why_not_imported
+from sglang.srt.layers.attention.registry import (
+    join_phases,
+    why_no_head_dims,
+    why_not_imported,
+)
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
@@ -34,6 +38,7 @@ from sglang.srt.model_executor.parallel_worker import (
 )
 from sglang.srt.model_executor.worker import TpWorker
 from sglang.srt.platforms import create_platform
+from sglang.srt.platforms.cpu_cores import take_share
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
@@ -90,6 +95,7 @@ def build_scheduler(
     )
     clock.lap("rest")
     info = _info(model_config, runner)
+    info["settled_flags"] = _settled_flags(server_args, resolved, runner)
     info["start_seconds"] = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
     return scheduler, info
 
@@ -107,22 +113,49 @@ def load_runner(
 ) -> tuple[ServerArgs, ResolvedArgs, ModelConfig, ModelRunner]:
     """Settle the flags and load this rank's part of the model; also for tools that run without a scheduler."""
     clock = clock or StartClock.from_now()
-    resolved = resolve(server_args, collect_facts(server_args))
+    facts = collect_facts(server_args)
+    resolved = resolve(server_args, facts)
     model_config = build_model_config(server_args, resolved)
+    clock.lap("flags")
+    # Read now, so that the time it takes, mostly the import of transformers, is nobody else's.
+    logger.debug("The config is a %s", type(model_config.hf_config).__name__)
+    clock.lap("config")
+    resolved = with_usable_attention(server_args, facts, resolved, model_config)
     resolved = whole_prompts(resolved, model_config)
     resolved.log_decisions()
     server_args = resolved.apply_to(server_args)
     set_global_server_args_for_scheduler(server_args)
     clock.lap("flags")
-    # Read now, so that the time it takes, mostly the import of transformers, is nobody else's.
-    logger.debug("The config is a %s", type(model_config.hf_config).__name__)
-    clock.lap("config")
     return (
         server_args,
         resolved,
         model_config,
         build_runner(server_args, resolved, model_config, place),
     )
+
+
+def with_usable_attention(
+    server_args: ServerArgs, facts: Facts, resolved: ResolvedArgs, model_config: ModelConfig
+) -> ResolvedArgs:
+    """Resolved again without an attention backend that nobody asked for and that cannot run, until one can.
+
+    It may have no kernels for the model, or its package cannot be imported, as one built for another torch.
+    """
+    while server_args.attention_backend is None:
+        name, error = resolved.attention_backend, None
+        reason = why_no_head_dims(name, model_config.facts)
+        if reason is None and (error := why_not_imported(name)) is not None:
+            reason = f"{name} cannot be imported"
+        if reason is None:
+            break
+        facts = facts.without_attention(name, reason)
+        resolved = resolve(server_args, facts)
+        if error is not None:
+            other = resolved.attention_backend
+            logger.warning(
+                "Attention backend %s is not used, %s takes its place: %s", name, other, error
+            )
+    return resolved
 
 
 def whole_prompts(resolved: ResolvedArgs, model_config: ModelConfig) -> ResolvedArgs:
@@ -207,9 +240,10 @@ def build_runner(
         )
     place = place or RankPlace()
     platform = create_platform(resolved.device, place.gpu(server_args))
+    if platform.is_cpu:
+        take_share(place.local_rank, place.ranks_per_node, resolved.num_cpus)
     if place.tp_size > 1:
         join_ranks(place, platform, not server_args.disable_custom_all_reduce)
-    resolved = _with_usable_attention(server_args, resolved)
     config = RunnerConfig(
         platform=platform,
         ranks_per_node=place.ranks_per_node,
@@ -245,20 +279,6 @@ def build_runner(
         use_mmap=not server_args.weight_loader_disable_mmap,
     )
     return ModelRunner(config, model_config, load)
-
-
-def _with_usable_attention(server_args: ServerArgs, resolved: ResolvedArgs) -> ResolvedArgs:
-    """With triton for a package's backend that nobody asked for and that cannot be imported: it may be built for another torch."""
-    name = resolved.attention_backend
-    if server_args.attention_backend is not None or (reason := why_not_imported(name)) is None:
-        return resolved
-    logger.warning("Attention backend %s is not used, triton takes its place: %s", name, reason)
-    return dataclasses.replace(
-        resolved,
-        attention_backend="triton",
-        prefill_attention_backend=server_args.prefill_attention_backend or "triton",
-        decode_attention_backend=server_args.decode_attention_backend or "triton",
-    )
 
 
 def _planner_config(
@@ -322,4 +342,22 @@ def _info(model_config: ModelConfig, runner: ModelRunner) -> dict[str, Any]:
         "vocab_size": model_config.vocab_size,
         "num_embeddings": model_config.num_embeddings,
         "pid": os.getpid(),
+    }
+
+
+def _settled_flags(
+    server_args: ServerArgs, resolved: ResolvedArgs, runner: ModelRunner
+) -> dict[str, Any]:
+    """What holds for the flags that can be left open, by their names, now that the model is there."""
+    dtype, kv_dtype = str(runner.dtype).removeprefix("torch."), server_args.kv_cache_dtype
+    graphs = runner.graphs
+    return {
+        **resolved.settled_flags(),
+        "dtype": dtype,
+        "kv_cache_dtype": dtype if kv_dtype == "auto" else kv_dtype,
+        "quantization": runner.model_config.quantization,
+        "context_length": runner.model_config.context_len,
+        "max_total_tokens": runner.max_total_num_tokens,
+        "disable_cuda_graph": graphs is None,
+        "cuda_graph_bs": [] if graphs is None else list(graphs.batch_sizes),
     }

@@ -201,11 +201,13 @@ class TokenizerManager:
         return await self._client.get_internal_state()
 
     async def get_server_info(self) -> dict[str, Any]:
-        """Flags and scheduler facts in one flat dict, with `internal_states` and `version`."""
+        """Flags and scheduler facts in one flat dict, with `internal_states` and `version`; flags that were left open as they were settled."""
         state = await self.get_internal_state()
+        facts = dict(self.scheduler_info)
         return {
             **self.server_args.public_dict(),
-            **self.scheduler_info,
+            **facts.pop("settled_flags", {}),
+            **facts,
             "internal_states": [state],
             "version": sglang.__version__,
         }

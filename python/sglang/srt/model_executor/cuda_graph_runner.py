@@ -114,6 +114,11 @@ class CudaGraphRunner:
         self.num_bytes = 0
         self._capture_all()
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """What is captured, ascending."""
+        return tuple(self._sizes)
+
     # --- replay
 
     def can_replay(self, batch: ForwardBatch) -> bool:

@@ -143,7 +143,8 @@ class ModelRunner:
         """What takes the media of requests; None for a model that takes text only."""
         if not self.model_config.is_multimodal:
             return None
-        return MediaIntake(self.model.pad_input_ids, self.model_config.facts.hidden_size)
+        deep = getattr(self.model, "deepstack_visual_indexes", ())
+        return MediaIntake(self.model.pad_input_ids, self.model_config.facts.hidden_size, len(deep))
 
     def prepare(self) -> bool:
         """Do a little of what would make a later step wait; False when nothing is left. For idle moments, on all ranks alike."""

@@ -38,6 +38,7 @@ from sglang.srt.multimodal.embedding_cache import cache_of
 from sglang.srt.multimodal.encoder_states import media_in_order, new_encoder_states
 from sglang.srt.multimodal.inputs import PAD_VALUE_START, MultimodalDataItem, MultimodalInputs
 from sglang.srt.utils import add_prefix
+from sglang.srt.utils.upload import upload
 
 # Tokens that stand for media have rows of the embedding behind the vocabulary, and no logits.
 _EXTRA_EMBEDDINGS = 8
@@ -123,7 +124,7 @@ class MllamaTower(nn.Module):
         """[n, t, C, S, S], n ids -> [N, D], without the tiles that pad a picture. One picture at a time: each is long."""
         rows = []
         for pixels, ratio_id in zip(pixel_values, ratio_ids, strict=True):
-            x = self.vision_model(pixels[None], torch.tensor([ratio_id], device=pixels.device))
+            x = self.vision_model(pixels[None], upload([ratio_id], torch.int64, pixels.device))
             projected, _ = self.multi_modal_projector(x[0].flatten(0, 1)[: self.num_rows(ratio_id)])
             rows.append(projected)
         return torch.cat(rows)

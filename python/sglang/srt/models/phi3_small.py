@@ -119,13 +119,16 @@ class Phi3SmallModel(DecoderModel):
 class Phi3SmallLogits(LogitsProcessor):
     """Logits in which the tokens that stand for nothing are impossible."""
 
+    def __init__(self, config: Any, logit_scale: float | None) -> None:
+        super().__init__(config, logit_scale=logit_scale)
+        # A buffer, because a step that sent them would wait for the copy.
+        banned = torch.tensor(config.dummy_token_indices or (), dtype=torch.int64)
+        self._banned: torch.Tensor
+        self.register_buffer("_banned", banned, persistent=False)
+
     def compute_logits(self, hidden_states: torch.Tensor, lm_head: nn.Module) -> torch.Tensor:
         logits = super().compute_logits(hidden_states, lm_head)
-        banned = self.config.dummy_token_indices
-        if banned:
-            index = torch.tensor(banned, device=logits.device)
-            logits = logits.index_fill(-1, index, float("-inf"))
-        return logits
+        return logits.index_fill_(-1, self._banned, float("-inf"))
 
 
 class Phi3SmallForCausalLM(CausalLM):

@@ -17,6 +17,7 @@ from sglang.srt.multimodal.content import digests_of, split_item
 from sglang.srt.multimodal.dealing import embed_dealt
 from sglang.srt.multimodal.embedding_cache import EmbeddingCache, cache_of
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
+from sglang.srt.utils.upload import upload
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def embed_mm_inputs(
     embeds = input_embedding(input_ids)
     extra: dict[str, torch.Tensor] = {}
     for modality, rows, places in pieces:
-        where = torch.tensor(places, device=embeds.device)
+        where = upload(places, torch.int64, embeds.device)
         if (use_deepstack or {}).get(modality):
             rows, deep = multimodal_model.separate_deepstack_embeds(rows)
             if "input_deepstack_embeds" not in extra:
@@ -136,7 +137,7 @@ def _embed_modality(
             for part, rows in _rows_in(window, items, mm_inputs, modality, function, cache):
                 spots = _spots(part)
                 chosen = [n for n, spot in enumerate(spots) if spot in window]
-                all_rows.append(rows[torch.tensor(chosen, device=rows.device)].to(device))
+                all_rows.append(rows[upload(chosen, torch.int64, rows.device)].to(device))
                 all_places += [start + spots[n] - prefix for n in chosen]
         start += count
     return (torch.cat(all_rows), all_places) if all_rows else None

@@ -59,11 +59,12 @@ class MediaIntake:
     Args:
         pad_input_ids: the model's method of that name.
         hidden_size: width of the rows that a client may send in place of media.
+        num_deep: layers behind the first that get rows, too; such rows stand beside the others.
     """
 
-    def __init__(self, pad_input_ids: PadInputIds, hidden_size: int) -> None:
+    def __init__(self, pad_input_ids: PadInputIds, hidden_size: int, num_deep: int = 0) -> None:
         self._pad_input_ids = pad_input_ids
-        self._hidden_size = hidden_size
+        self._widths = sorted({hidden_size, hidden_size * (1 + num_deep)})
 
     def take(self, packed: bytes, input_ids: list[int]) -> RequestMedia:
         """Raises ValueError for media that do not fit the prompt or the model."""
@@ -93,10 +94,11 @@ class MediaIntake:
         if not isinstance(rows, torch.Tensor) or not rows.is_floating_point() or rows.dim() < 2:
             raise ValueError("precomputed embeddings must be a matrix of floating-point numbers")
         count = rows.numel() // max(rows.shape[-1], 1)
-        if rows.shape[-1] < self._hidden_size or count != places:
+        if rows.shape[-1] not in self._widths or count != places:
+            widths = " or ".join(map(str, self._widths))
             raise ValueError(
                 f"precomputed embeddings of shape {list(rows.shape)} do not fit {places} places of "
-                f"width {self._hidden_size} in the prompt"
+                f"width {widths} in the prompt"
             )
 
 

@@ -1,4 +1,8 @@
-"""Writes one line when a request arrives and one when it ends (`--log-requests`)."""
+"""Writes one line when a request arrives and one when it ends (`--log-requests`).
+
+The environment may bound it: `SGLANG_DISABLE_REQUEST_LOGGING` forbids it, whatever the flag and `/configure_logging` say;
+`SGLANG_LOG_REQUEST_EXCEEDED_MS` leaves the ends of slow requests only.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.managers.media_input import MEDIA_FIELDS, describe_media
 
@@ -38,6 +43,7 @@ class RequestLogger:
     def __init__(self, level: int = 2, format: str = "text", targets: Sequence[str] = ()) -> None:
         self.level = level
         self._is_json = format == "json"
+        self._least_seconds = envs.SGLANG_LOG_REQUEST_EXCEEDED_MS.get() / 1000
         self._logger = _make_logger(targets)
 
     def configure(self, level: int, format: str) -> None:
@@ -57,7 +63,7 @@ class RequestLogger:
     @classmethod
     def from_server_args(cls, server_args: Any) -> RequestLogger | None:
         """None when requests are not logged."""
-        if not server_args.log_requests:
+        if not server_args.log_requests or cls.is_forbidden():
             return None
         return cls(
             server_args.log_requests_level,
@@ -65,12 +71,21 @@ class RequestLogger:
             server_args.log_requests_target or (),
         )
 
+    @staticmethod
+    def is_forbidden() -> bool:
+        """Whoever runs the machine wants no content of requests in its logs."""
+        return envs.SGLANG_DISABLE_REQUEST_LOGGING.get()
+
     def log_received(self, obj: GenerateReqInput, rids: Sequence[str]) -> None:
+        if self._least_seconds >= 0:
+            return  # who will be slow is not known yet
         self._write("request.received", {"rid": _one_or_list(rids), **self._input_fields(obj)})
 
     def log_finished(self, obj: GenerateReqInput, item: Mapping[str, Any]) -> None:
         """`item` is the last response of one sample."""
         meta = item["meta_info"]
+        if meta.get("e2e_latency", 0.0) < self._least_seconds:
+            return
         if self.level < 3:
             meta = {name: meta[name] for name in _METADATA if name in meta}
         fields: dict[str, Any] = {"rid": item["meta_info"]["id"]}

@@ -48,7 +48,7 @@ class PenaltyTable:
         if not counted and not repeated:
             return None
         return PenaltyBatch(
-            outputs=_OutputPenalty(
+            outputs=OutputPenalty(
                 table=self._counts,
                 slots=self._long([self._counts.slot(rows[i]) for i in counted]),
                 index=self._long(counted),
@@ -57,7 +57,7 @@ class PenaltyTable:
             )
             if counted
             else None,
-            repetition=_RepetitionPenalty(
+            repetition=RepetitionPenalty(
                 table=self._seen,
                 slots=self._long([self._seen.slot(rows[i]) for i in repeated]),
                 index=self._long(repeated),
@@ -83,8 +83,8 @@ class PenaltyTable:
 class PenaltyBatch:
     """The penalties of one step. Valid until the next `PenaltyTable.set_row`."""
 
-    outputs: _OutputPenalty | None
-    repetition: _RepetitionPenalty | None
+    outputs: OutputPenalty | None
+    repetition: RepetitionPenalty | None
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change `logits` [B, V] float32 in place; repetition first, on the model's own values."""
@@ -106,7 +106,9 @@ class PenaltyBatch:
 
 
 @dataclasses.dataclass
-class _OutputPenalty:
+class OutputPenalty:
+    """Of the tokens that rows have produced, by count. P: rows that have it."""
+
     table: _SlotTable
     slots: torch.Tensor  # [P] int64
     index: torch.Tensor  # [P] int64, positions in the batch
@@ -120,7 +122,9 @@ class _OutputPenalty:
 
 
 @dataclasses.dataclass
-class _RepetitionPenalty:
+class RepetitionPenalty:
+    """Of the tokens that rows have seen. P: rows that have it."""
+
     table: _SlotTable
     slots: torch.Tensor  # [P] int64
     index: torch.Tensor  # [P] int64

@@ -39,11 +39,15 @@ class LoggingBody(BaseModel):
     crash_dump_folder: Any = None
 
     def given(self) -> dict[str, Any]:
-        """Raises RequestError for a set field whose subject is not implemented."""
+        """Raises RequestError for a set field whose subject is not implemented, and where the environment forbids the logging."""
         given = self.model_dump(exclude_none=True)
         for name in ("dump_requests_folder", "dump_requests_threshold", "crash_dump_folder"):
             if name in given:
                 raise RequestError(f"{name} is not supported by this server; leave it out")
+        if given.get("log_requests") and RequestLogger.is_forbidden():
+            raise RequestError(
+                "requests are not logged by this server: SGLANG_DISABLE_REQUEST_LOGGING is set in its environment"
+            )
         return given
 
 

@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.configs.hf_config import ModelFacts
 from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.utils.errors import ConfigError
@@ -90,10 +91,12 @@ def _create_torch_native(model_runner: Any) -> AttentionBackend:
 @register_attention_backend("triton")
 def _create_triton(model_runner: Any) -> AttentionBackend:
     _check_triton(model_runner.device.type, str(model_runner.dtype))
+    from sglang.srt.distributed import get_tensor_model_parallel_world_size
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
+    tp_size = get_tensor_model_parallel_world_size()
     return TritonAttnBackend(
-        num_kv_heads=model_runner.model_config.get_num_kv_heads(1),
+        num_kv_heads=model_runner.model_config.get_num_kv_heads(tp_size),
         max_context_len=model_runner.req_to_token_pool.max_context_len,
         device=model_runner.device,
         attention_chunk_size=model_runner.model_config.facts.attention_chunk_size,
@@ -123,9 +126,9 @@ def _flashinfer_memory(model_runner: Any) -> int:
 
 @register_attention_backend("flashinfer", memory=_flashinfer_memory)
 def _create_flashinfer(model_runner: Any) -> AttentionBackend:
+    _check_gpu("flashinfer", model_runner)
     is_hidden = not envs.SGLANG_IS_FLASHINFER_AVAILABLE.get()
     _check_package("flashinfer", "flashinfer-python", "flashinfer", is_hidden)
-    _check_gpu("flashinfer", model_runner)
     _import_package("flashinfer")
     from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 
@@ -138,9 +141,9 @@ def _create_flashinfer(model_runner: Any) -> AttentionBackend:
 
 @register_attention_backend("fa3", memory=_graph_page_bytes)
 def _create_fa3(model_runner: Any) -> AttentionBackend:
-    _check_package("fa3", "sglang-kernel", "sgl_kernel")
     _check_gpu("fa3", model_runner)
     _check_hopper(model_runner.device)
+    _check_package("fa3", "sglang-kernel", "sgl_kernel")
     _import_package("fa3")
     from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
 
@@ -149,6 +152,21 @@ def _create_fa3(model_runner: Any) -> AttentionBackend:
         model_runner.config.page_size,
         lambda: create_attention_backend("triton", model_runner),
     )
+
+
+def why_no_head_dims(name: str, facts: ModelFacts) -> str | None:
+    """Why a backend would leave every layer of a model to another one: its head dims. None if it has kernels, also for any other reason."""
+    if name != "flashinfer":
+        return None
+    from sglang.srt.layers.attention.attention_kind import LATENT_DIMS
+    from sglang.srt.layers.attention.flashinfer_backend import HEAD_DIMS
+
+    if facts.mla is None:
+        dims, has_kernels = (facts.head_dim, facts.head_dim), facts.head_dim in HEAD_DIMS
+    else:
+        dims = (facts.mla.cache_dim, facts.mla.kv_lora_rank)
+        has_kernels = dims == LATENT_DIMS
+    return None if has_kernels else f"{name} has no kernels for head dims {dims[0]} and {dims[1]}"
 
 
 def _check_package(name: str, package: str, module: str, is_hidden: bool = False) -> None:

@@ -27,6 +27,7 @@ from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.server_args import get_global_server_args
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.upload import upload
 
 PositionEmbeddingApplier = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -167,7 +168,7 @@ class VisionAttention(nn.Module):
             return _attend_by_sequence(q, k, v, boundaries)
         from sglang.srt.layers.triton_ops.vision_attention import attend_within
 
-        starts = torch.tensor(boundaries, dtype=torch.int32, device=q.device)
+        starts = upload(boundaries, torch.int32, q.device)
         longest = max(b - a for a, b in itertools.pairwise(boundaries))
         q, k, v = (part.contiguous() for part in (q, k, v))
         return attend_within(q, k, v, starts, longest)

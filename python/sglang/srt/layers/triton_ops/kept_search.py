@@ -153,9 +153,10 @@ def stays(count, mass, value, peak, total, limits, row):
 
 @triton.jit
 def uses_up(count, mass, total, limits, row):
-    """Have the tokens before used up top-k or top-p?"""
+    """Have the tokens before used up top-k or top-p? None have not, even of a top-p that is zero as a float32."""
     kept_count = tl.load(limits + row * 8 + 3).to(tl.int32, bitcast=True)
-    return (count >= kept_count) | (mass >= tl.load(limits + row * 8 + 1) * total)
+    is_beyond = (count >= kept_count) | (mass >= tl.load(limits + row * 8 + 1) * total)
+    return is_beyond & (count > 0)
 
 
 # --- blocks

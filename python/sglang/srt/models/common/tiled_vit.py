@@ -22,6 +22,7 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.models.common.vision_tower import VisionMLP
 from sglang.srt.utils import add_prefix
 from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.upload import upload
 
 _ROW_MULTIPLE = 8
 
@@ -100,7 +101,7 @@ class TiledViT(nn.Module):
     def _visible(self, ratio_ids: torch.Tensor, num_rows: int) -> torch.Tensor:
         """Which row sees which, bool [n, 1, t * num_rows, t * num_rows]."""
         device = ratio_ids.device
-        num_tiles = torch.tensor(self.tiles_of_ratio, device=device)[ratio_ids]  # [n]
+        num_tiles = upload(self.tiles_of_ratio, torch.int64, device)[ratio_ids]  # [n]
         pads_picture = torch.arange(self.max_num_tiles, device=device) >= num_tiles[:, None]
         pads_tile = torch.arange(num_rows, device=device) >= self.rows_per_tile
         is_padding = (pads_picture[:, :, None] | pads_tile).flatten(1)  # [n, t * num_rows]
