@@ -22,7 +22,8 @@ import numpy as np
 import records
 from checkpoints import DEFAULT_CACHE, checkpoint, vocab_size
 
-from sglang.srt.managers.io_struct import Codec, SchedulerInbound, TokenizedGenerateReq
+from sglang.bench.list_mailbox import ListMailbox
+from sglang.srt.managers.io_struct import TokenizedGenerateReq
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
@@ -36,21 +37,6 @@ PROMPT_LEN = 16
 WARMUP_STEPS = 10
 SPARE_STEPS = 5  # the prefill, and the step that records the model's answer
 PARTS = ("plan", "build", "sample", "commit", "rest")
-
-
-class ListMailbox:
-    """Hands over what a test puts in; replies are encoded as for the socket and dropped."""
-
-    def __init__(self) -> None:
-        self.inbox: list[Any] = []
-        self._codec = Codec(SchedulerInbound)
-
-    def receive(self, timeout: float) -> list[Any]:
-        taken, self.inbox = self.inbox, []
-        return taken
-
-    def send(self, message: Any) -> None:
-        self._codec.encode(message)
 
 
 class Stopwatch:

@@ -22,25 +22,11 @@ from made_up_tokenizer import FIRST_WORD
 from shapes import CONFIGS
 from trace_gaps import MODES, write_model
 
-from sglang.srt.managers.io_struct import Codec, SchedulerInbound, TokenizedGenerateReq
+from sglang.bench.list_mailbox import ListMailbox
+from sglang.srt.managers.io_struct import TokenizedGenerateReq
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 WARM_STEPS = 12
-
-
-class ListMailbox:
-    """Hands over a list of requests; replies are encoded as for the socket and dropped."""
-
-    def __init__(self) -> None:
-        self.inbox: list[Any] = []
-        self._codec = Codec(SchedulerInbound)
-
-    def receive(self, timeout: float) -> list[Any]:
-        taken, self.inbox = self.inbox, []
-        return taken
-
-    def send(self, message: Any) -> None:
-        self._codec.encode(message)
 
 
 class Host:
