@@ -84,16 +84,16 @@ class Host:
             self._turn()
         for _ in range(WARM_STEPS):
             self._turn()
-        steps, works = [], []
+        steps, waits = [], []
         for _ in range(self._options.steps):
             self._waited, started = 0.0, time.perf_counter()
             self._turn()
             steps.append(time.perf_counter() - started)
-            works.append(steps[-1] - self._waited)
+            waits.append(self._waited)
         assert len(planner.running) == self._options.batch_size, "a request ended"
         while self._scheduler.has_work:
             self._turn()
-        waits = [step - work for step, work in zip(steps, works, strict=True)]
+        works = [step - wait for step, wait in zip(steps, waits, strict=True)]
         return {"mode": mode, **_figures("step", steps), **_figures("work", works)} | {
             "wait_p50": 1e6 * statistics.median(waits),
             "wait_p10": 1e6 * statistics.quantiles(waits, n=10)[0],

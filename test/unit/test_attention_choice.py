@@ -17,7 +17,7 @@ from sglang.srt.arg_groups.attention_choice import (
 )
 from sglang.srt.arg_groups.resolve import Facts, ResolvedArgs, resolve
 from sglang.srt.configs.hf_config import read_facts
-from sglang.srt.layers.attention.registry import why_no_head_dims
+from sglang.srt.layers.attention.registry import why_no_kernels
 from sglang.srt.managers import scheduler_builder
 from sglang.srt.managers.scheduler_builder import load_runner, with_usable_attention
 from sglang.srt.server_args import ServerArgs
@@ -32,7 +32,9 @@ MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_
 def model_config(head_dim: int = 128, **changes: Any) -> Any:
     config = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
     facts = read_facts({**config, "head_dim": head_dim, **changes})
-    return SimpleNamespace(facts=facts, is_encoder_decoder=False, hf_config=None)
+    return SimpleNamespace(
+        facts=facts, is_encoder_decoder=False, hf_config=None, is_multimodal=False
+    )
 
 
 @pytest.fixture
@@ -208,7 +210,7 @@ def test_the_log_names_the_head_dims(installed, broken):
         "attention_backend=triton (a GPU, and triton is installed; flashinfer has no kernels for head dims 96 and 96)"
     )
     latent = model_config(**{**MLA, "kv_lora_rank": 256}).facts
-    assert why_no_head_dims("flashinfer", latent) == (
+    assert why_no_kernels("flashinfer", latent) == (
         "flashinfer has no kernels for head dims 320 and 256"
     )
-    assert why_no_head_dims("triton", latent) is None
+    assert why_no_kernels("triton", latent) is None

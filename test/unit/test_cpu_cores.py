@@ -61,7 +61,9 @@ def test_cores_in_words() -> None:
     assert parse_cores("0-2,5|7", 2) == [frozenset({0, 1, 2, 5}), frozenset({7})]
 
 
-@pytest.mark.parametrize("text", ["all", "0-3", "0|1|2", "0-3|", "0|3-1", "0|1-", "0|-1", "0|1;2"])
+@pytest.mark.parametrize(
+    "text", ["all", "0-3", "0|1|2", "0-3|", "0|3-1", "0|1,3-1", "0|1-", "0|-1", "0|1;2"]
+)
 def test_wrong_cores(text: str) -> None:
     with pytest.raises(ConfigError, match="SGLANG_CPU_OMP_THREADS_BIND.*2"):
         parse_cores(text, 2)

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from sglang.cli import main as cli
 from sglang.launch_server import main as launch_main
 from sglang.srt import server_args as module
 from sglang.srt.arg_groups import resolve as rules
+from sglang.srt.managers import scheduler_builder
+from sglang.srt.managers.scheduler_builder import load_runner, with_media_reserve
 from sglang.srt.server_args import (
     DEMO_MODEL_PATH,
     Facts,
@@ -370,6 +373,51 @@ def test_memory_fraction_rule() -> None:
     assert rules.memory_fraction(None, 4096, 160, 1) == 0.88
     with pytest.raises(ConfigError, match="is too small for"):
         rules.memory_fraction(2048, 2048, 8, 1)
+    assert resolve(ServerArgs(mem_fraction_static=0.5), gpu(2)).mem_fraction_static == 0.5
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "flags", "less_mib"),
+    [
+        (24, {}, 1024),
+        (80, {}, 4096),
+        (80, {"chunked_prefill_size": -1}, 1024),
+        (180, {}, 8192),
+        (80, {"mem_fraction_static": 0.9}, 0),
+    ],
+)
+def test_a_model_that_takes_media_leaves_memory_for_its_tower(memory_gib, flags, less_mib) -> None:
+    args, facts = ServerArgs(**flags), gpu(memory_gib)
+    text = resolve(args, facts)
+    media = SimpleNamespace(is_multimodal=True)
+    known, resolved = with_media_reserve(args, facts, text, media)
+    less = (text.mem_fraction_static - resolved.mem_fraction_static) * memory_gib * 1024
+    assert less == pytest.approx(less_mib, abs=0.001 * memory_gib * 1024)
+    # An attention backend that has to give way is resolved from the same facts.
+    again = resolve(args, known.without_attention("fa3", "why not"))
+    assert again.mem_fraction_static == resolved.mem_fraction_static
+    assert any("takes media" in line for line in resolved.decisions) == (less_mib > 0)
+
+
+def test_a_runner_is_built_with_the_media_s_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(is_multimodal=True, is_encoder_decoder=False, hf_config=None)
+    replaced = {
+        "collect_facts": lambda args: gpu(80),
+        "build_model_config": lambda args, resolved: config,
+        "build_runner": lambda *args: None,
+        "set_global_server_args_for_scheduler": lambda args: None,
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(scheduler_builder, name, function)
+    resolved = load_runner(ServerArgs(model_path="m", attention_backend="triton"))[1]
+    assert resolved.mem_fraction_static == round(1 - (13440 + 4096) / (80 * 1024), 3)
+
+
+def test_only_media_on_a_gpu_take_memory_from_the_cache() -> None:
+    for facts, is_multimodal in ((CPU, True), (gpu(80), False)):
+        text = resolve(ServerArgs(), facts)
+        config = SimpleNamespace(is_multimodal=is_multimodal)
+        assert with_media_reserve(ServerArgs(), facts, text, config) == (facts, text)
 
 
 def test_graph_batch_sizes() -> None:

@@ -74,6 +74,6 @@ def test_the_host_copies_nothing_without_need():
     assert upload(array, torch.int32, CPU).data_ptr() == array.ctypes.data
 
 
-def test_what_a_host_tensor_for_a_device_is(pins):
+def test_a_host_tensor_for_a_device_is_pinned(pins):
     tensor = pinned(VALUES["array"], torch.int32, META)
     assert [id(tensor)] == [id(pin) for pin in pins] and tensor.device == CPU

@@ -9,7 +9,6 @@ answers, or with SGLANG_TEST_TWINS=0. `twin_servers` has servers for every other
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 import unittest
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sglang.srt.arg_groups.ports import find_free_port
+from sglang.srt.environ import envs
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import read_config_dict
 from sglang.test.server_process import (
@@ -217,7 +217,7 @@ class OmniOpenAITestMixin(ImageOpenAITestMixin, VideoOpenAITestMixin, AudioOpenA
 
 def reason_to_skip(model: str) -> str:
     """Why a model is not run here; "" for a folder. Raises ConfigError for a wrong SGLANG_TEST_TWINS."""
-    choice = os.environ.get("SGLANG_TEST_TWINS", "auto")
+    choice = envs.SGLANG_TEST_TWINS.get()
     if choice not in ("auto", "0", "1"):
         raise ConfigError(f"SGLANG_TEST_TWINS={choice!r}; allowed: auto, 0, 1")
     if not model:

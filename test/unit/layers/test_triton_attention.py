@@ -10,7 +10,6 @@ import pytest
 import torch
 from triton_interpreter import ROOT, output_of, run_cases
 
-from sglang.srt import distributed
 from sglang.srt.layers.attention import registry
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.attention.triton_ops import plan
@@ -47,7 +46,7 @@ def test_refused_on_a_cpu_without_the_interpreter(monkeypatch):
 @pytest.mark.parametrize(("num_ranks", "num_heads"), [(1, 8), (4, 2)])
 def test_splits_are_planned_for_the_heads_of_a_rank(monkeypatch, num_ranks, num_heads):
     monkeypatch.setattr(registry, "_check_triton", lambda *args: None)
-    monkeypatch.setattr(distributed, "get_tensor_model_parallel_world_size", lambda: num_ranks)
+    monkeypatch.setattr(registry, "get_tensor_model_parallel_world_size", lambda: num_ranks)
     config = SimpleNamespace(
         get_num_kv_heads=lambda tp_size: 8 // tp_size,
         facts=SimpleNamespace(attention_chunk_size=None),

@@ -24,8 +24,8 @@ REPEATED = {"repetition_penalty": 1.3}
 
 
 @pytest.fixture(autouse=True)
-def in_kernels(monkeypatch):
-    """The sampler's edits on `EDIT_DEVICE`, which the interpreter's tensors do not say is a GPU."""
+def several_blocks(monkeypatch):
+    """Of a row, in the interpreter too."""
     torch.manual_seed(0)
     if IS_INTERPRETED:
         monkeypatch.setattr(module, "_BLOCK", 64)
@@ -54,15 +54,17 @@ def edit_batch(specs: list[dict], vocab: int, device: str, masks: dict | None) -
 
 
 def edited(logits: torch.Tensor, specs: list[dict], masks=None) -> tuple[torch.Tensor, ...]:
-    """What kernels make of the logits, and what torch does on the CPU."""
-    plain, given = logits.clone(), logits.to(EDIT_DEVICE, copy=True)
-    vocab = logits.shape[1]
+    """What kernels make of the logits, which lie in wider lines, and what torch makes of them on the CPU."""
+    vocab, plain = logits.shape[1], logits.clone()
+    wide = torch.zeros(len(logits), vocab + 30, device=EDIT_DEVICE)
+    given = wide[:, :vocab].copy_(logits)
     sampler._edit_logits(plain, edit_batch(specs, vocab, "cpu", masks))
     batch = edit_batch(specs, vocab, EDIT_DEVICE, masks)
     if batch.columns.penalties is not None:
         sampler._penalize_in_kernels(batch.columns.penalties, given)
     if batch.grammar is not None:
         sampler._apply_grammar_mask(given, batch.grammar, in_kernels=True)
+    assert not wide[:, vocab:].any(), "something behind the vocabulary was changed"
     return given.cpu(), plain
 
 
@@ -93,9 +95,8 @@ def test_masks_are_the_plain_ones(vocab, rows, missing):
     assert torch.isinf(want).any() and torch.equal(found, want)
 
 
-def test_both_change_rows_that_lie_apart():
-    """Logits are a view of wider lines."""
-    wide = torch.randn(3, 90)
+def test_masks_come_after_penalties():
     masks = {1: np.full(2, 0x5555, np.int32)}
-    found, want = edited(wide[:, :60], [COUNTED | REPEATED] * 3, masks)
+    found, want = edited(torch.randn(3, 60), [COUNTED | REPEATED] * 3, masks)
+    assert torch.isinf(want[1]).any() and not torch.isinf(want[::2]).any()
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)

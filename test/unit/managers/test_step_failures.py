@@ -8,6 +8,7 @@ import pytest
 from scripted import VOCAB, ScriptedLaunch, ScriptedWorker, World, expected_output, random_prompt
 from scripted_grammar import ScriptedMatcher
 
+from sglang.srt.managers.io_struct import AbortReq, BatchTokenOutput
 from sglang.srt.managers.step_plan import StepError, StepPlan
 
 REASON = "no memory for this step"
@@ -147,6 +148,110 @@ def test_nan_ends_one_row_and_its_computed_prefix_is_not_shared(depth):
     assert world.outputs()["good"][0] == expected_output([1, 2, 4], 6, False)
     assert world.cache.match([9, 8, 7]) == 0
     assert world.cache.match([1, 2, 4]) == 3
+
+
+PROMPT = list(range(1, 33))  # two chunks
+
+
+def nan_at(tail: list[int]):
+    """The first prefill whose tokens end with `tail` is flagged."""
+    flagged: list[int] = []
+
+    def rows(plan: StepPlan) -> list[int]:
+        works = enumerate(plan.works)
+        hits = [i for i, work in works if work.sample and (work.token_ids or [])[-4:] == tail]
+        hits = hits[: 1 - len(flagged)]
+        flagged.extend(hits)
+        return hits
+
+    return rows
+
+
+def turns_until(world: World, done) -> None:
+    for _ in range(60):
+        if done():
+            return
+        world.turn()
+    raise AssertionError("it did not come to that")
+
+
+def cached_tokens(world: World, rid: str) -> int:
+    batches = [batch for batch in world.postbox.sent if isinstance(batch, BatchTokenOutput)]
+    outputs = [output for batch in batches for output in batch.outputs if output.rid == rid]
+    return outputs[-1].cached_tokens
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nan_takes_the_earlier_chunks_out_of_the_cache(depth, page_size):
+    world = failing(World(depth=depth, page_size=page_size), nan_rows=nan_at(PROMPT[-4:]))
+    world.submit("nan", PROMPT, max_new_tokens=4, ignore_eos=True)
+    turns_until(world, lambda: world.cache.match(PROMPT) == 16)  # the first chunk is shared
+    world.run_until_idle()
+    assert ends(world)["nan"]["status_code"] == 500
+    assert world.cache.num_cached == world.cache.num_used == 0
+    world.submit("again", PROMPT, max_new_tokens=4, ignore_eos=True)
+    world.run_until_idle()
+    assert cached_tokens(world, "again") == 0
+    assert world.outputs()["again"][0] == expected_output(PROMPT, 4, False)
+    assert world.cache.match(PROMPT) == 32
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nan_leaves_what_came_from_the_cache(depth):
+    world = failing(World(depth=depth), nan_rows=nan_at(PROMPT[-4:]))
+    world.submit("before", PROMPT[:10], max_new_tokens=1)
+    world.run_until_idle()
+    world.submit("nan", PROMPT, max_new_tokens=4)
+    world.run_until_idle()
+    assert ends(world)["nan"]["status_code"] == 500
+    assert world.cache.match(PROMPT) == world.cache.num_cached == 10
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nan_hides_what_a_running_request_shares(depth):
+    """The other reads it until it ends; no new request does, not even while it runs."""
+    prompt, other = PROMPT[:24], [*PROMPT[:16], 50, 51]
+    world = failing(World(depth=depth), nan_rows=nan_at(prompt[-4:]))
+    world.submit("nan", prompt, max_new_tokens=4)
+    turns_until(world, lambda: world.cache.match(prompt) == 16)
+    world.submit("other", other, max_new_tokens=40, ignore_eos=True, stream=True)
+    turns_until(world, lambda: ends(world).get("nan"))
+    assert world.planner.running  # the other, on the chunk that the first had shared
+    assert world.cache.match(prompt) == world.cache.match(other) == 0
+    world.submit("again", prompt, max_new_tokens=4, ignore_eos=True)
+    turns_until(world, lambda: ends(world).get("again"))
+    assert cached_tokens(world, "again") == 0
+    assert cached_tokens(world, "other") == 16 and ends(world)["other"] is None
+    assert world.cache.match(other) == 16  # of the new request
+    world.run_until_idle()
+    assert world.outputs()["other"][0] == expected_output(other, 40, False)
+    assert world.outputs()["again"][0] == expected_output(prompt, 4, False)
+    assert world.cache.num_cached == 27 and world.cache.num_used == 0
+
+
+def test_nan_after_a_retraction_takes_out_what_came_back_through_the_cache():
+    flagged = lambda plan: [0] * (plan.works[0].num_outputs == 6)  # noqa: E731
+    world = failing(World(), nan_rows=flagged)
+    world.submit("nan", PROMPT, max_new_tokens=20, ignore_eos=True)
+    turns_until(
+        world, lambda: world.planner.running and len(world.planner.running[0].output_ids) == 4
+    )
+    world.planner.retract_one(world.planner.running[0])
+    assert world.cache.match(PROMPT) == 32
+    world.run_until_idle()
+    assert ends(world)["nan"]["status_code"] == 500
+    assert world.cache.num_cached == 0
+
+
+def test_nan_of_a_request_that_is_being_aborted_is_not_shared():
+    world = failing(World(depth=1), nan_rows=nan_at([9, 8, 7]))
+    world.submit("aborted", [9, 8, 7], max_new_tokens=4)
+    world.turn()
+    world.postbox.inbox.append(AbortReq(rid="aborted"))
+    world.run_until_idle()
+    assert ends(world)["aborted"]["status_code"] != 500
+    assert world.cache.num_cached == 0
 
 
 @pytest.mark.parametrize("late", [False, True])

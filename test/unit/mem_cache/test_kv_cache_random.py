@@ -22,6 +22,7 @@ class _Request:
         self.extra_key = extra_key
         self.computed = handle.cached_len
         self.table = handle.slots.tolist()  # the row as the device sees it
+        self.hidden_from = 10**9  # what it has in the tree from there on is withdrawn
 
 
 class _World:
@@ -37,7 +38,7 @@ class _World:
         self.device: dict[int, object] = {}
         # Naive cache: (extra key, prefix of whole pages) -> slots of the last page.
         self.cached: dict[tuple[str | None, tuple[int, ...]], list[int]] = {}
-        self.num_shared = self.num_dirty = self.num_refused = 0
+        self.num_shared = self.num_dirty = self.num_refused = self.num_hidden = 0
         self._watch_eviction()
 
     def _watch_eviction(self) -> None:
@@ -83,9 +84,10 @@ class _World:
                 self.commit,
                 self.close,
                 self.truncate,
+                self.withdraw,
                 self.flush,
             ],
-            [6, 8, 6, 6, 4, 1, 0.2],
+            [6, 8, 6, 6, 4, 1, 0.2, 0.2],
         )[0]
         event()
         self.check()
@@ -195,6 +197,7 @@ class _World:
         if not self.manager.enable_prefix_cache:
             return
         slots = request.handle.slots.tolist()
+        end = min(end, request.hidden_from)
         for stop in range(self.page_size, end + 1, self.page_size):
             page = slots[stop - self.page_size : stop]
             key = (request.extra_key, tuple(request.tokens[:stop]))
@@ -223,6 +226,24 @@ class _World:
         request.computed = min(request.computed, length)
         del request.table[length:], request.tokens[length:]
 
+    def withdraw(self) -> None:
+        request = self.pick()
+        if request is None:
+            return
+        size, end = self.page_size, min(request.handle.cached_len, request.hidden_from)
+        start = self.random.randint(0, request.handle.cached_len // size) * size
+        self.manager.withdraw(request.handle, start)
+        if start >= end:
+            return
+        slot, head = request.table[start], tuple(request.tokens[: start + size])
+        for key in [key for key in self.cached if key[0] == request.extra_key]:
+            if key[1][: start + size] == head:
+                del self.cached[key]
+        for other in self.requests:
+            if other.handle.cached_len > start and other.table[start] == slot:
+                other.hidden_from = min(other.hidden_from, start)
+                self.num_hidden += other is not request
+
     def flush(self) -> None:
         assert self.manager.flush() == (not self.requests)
         if not self.requests:
@@ -232,7 +253,10 @@ class _World:
         manager = self.manager
         manager.check()
         assert manager.num_open == len(self.requests)
-        assert manager.num_cached == len(self.cached) * self.page_size
+        hidden: set[int] = set()
+        for request in self.requests:
+            hidden.update(request.table[request.hidden_from : request.handle.cached_len])
+        assert manager.num_cached == len(self.cached) * self.page_size + len(hidden)
         assert manager.num_free + manager.num_evictable + manager.num_used == manager.capacity
         locked = set()
         for request in self.requests:
@@ -247,15 +271,16 @@ class _World:
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 def test_random_events(page_size, policy):
-    refused = evicted = dirty = shared = 0
+    refused = evicted = dirty = shared = hidden = 0
     for seed in range(3):
         world = _World(seed, page_size, prefix_cache=True, policy=policy)
-        for _ in range(1500):
+        for _ in range(1800):
             world.step()
         refused += world.num_refused
         evicted += world.manager.num_evicted
         dirty += world.num_dirty
         shared += world.num_shared
+        hidden += world.num_hidden
         while world.requests:
             world.close()
         world.check()
@@ -263,7 +288,7 @@ def test_random_events(page_size, policy):
         assert world.manager.flush()
         assert world.manager.num_free == world.manager.capacity
     # The sequences reached what they are meant to test.
-    assert min(refused, evicted, dirty, shared) > 20
+    assert min(refused, evicted, dirty, shared) > 20 and hidden > 0
 
 
 @pytest.mark.parametrize("page_size", [1, 4])

@@ -39,6 +39,11 @@ class Tree:
         self.cache.unlock(node)
         self.check()
 
+    def withdraw(self, node, start):
+        freed = self.cache.withdraw(node, start)
+        self.check()
+        return len(freed)
+
     def evict(self, num_tokens):
         freed = self.cache.evict(num_tokens)
         self.check()
@@ -317,3 +322,34 @@ def test_lru_order_equals_a_sorted_list(events, num_evicted):
     tree.evict(num_evicted)
     kept = [token for token in range(6) if tree.match([token])]
     assert kept == sorted(order[num_evicted:])
+
+
+def test_withdrawn_path_is_hidden_and_goes_with_its_last_lock():
+    tree = Tree()
+    tree.add([1, 2, 3, 4])
+    tree.add([1, 2, 3, 5, 6])
+    tree.add([1, 9])
+    node, other = tree.lock([1, 2, 3, 4]), tree.lock([1, 2, 3])
+    assert tree.withdraw(node, 2) == 2  # 5 and 6, which nobody holds
+    assert tree.match([1, 2, 3, 4]) == 2 and tree.match([1, 9]) == 2
+    assert tree.cache.total_size == 5
+    assert tree.withdraw(node, 2) == tree.withdraw(other, 2) == 0
+    tree.unlock(node)
+    assert tree.cache.total_size == 4 and tree.match([1, 2, 3]) == 2
+    tree.add([1, 2, 3, 4])  # beside what is hidden
+    assert tree.match([1, 2, 3, 4]) == 4
+    tree.unlock(other)
+    assert tree.match([1, 2, 3, 4]) == 4 and tree.cache.total_size == 5
+    assert tree.evict(9) == 5
+
+
+def test_a_higher_withdrawal_takes_a_lower_one_with_it():
+    tree = Tree(page_size=2)
+    tree.add([1, 1, 2, 2, 3, 3], "tenant")
+    node = tree.lock([1, 1, 2, 2, 3, 3], "tenant")
+    assert tree.withdraw(node, 4) == 0 and tree.match([1, 1, 2, 2, 3, 3], "tenant") == 4
+    assert tree.withdraw(node, 0) == 0 and tree.match([1, 1, 2, 2], "tenant") == 0
+    assert tree.withdraw(node, 6) == 0
+    tree.locked.clear()
+    assert len(tree.cache.unlock(node)) == 6
+    assert tree.cache.total_size == tree.evict(2) == 0

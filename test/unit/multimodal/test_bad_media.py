@@ -60,9 +60,7 @@ def _broken(inputs: dict[str, Any], how: str) -> bytes:
         item.model_specific_data["video_grid_thw"] = grid * 2
     elif how == "too long":
         inputs["mrope_positions"] = inputs["mrope_positions"] + 1000
-    elif (
-        how == "wide rows"
-    ):  # of a model whose later layers get some, too, which this one has none of
+    elif how == "wide rows":  # as of a model whose later layers get some, too
         places = sum(last - first + 1 for first, last in item.offsets)
         width = 2 * RAW["text_config"]["hidden_size"]
         item.feature, item.precomputed_embeddings = None, torch.zeros(places, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from sglang.srt.managers.mm_utils import (
     extend_mrope_positions_for_retracted_request,
     get_multimodal_data_bounds,
 )
+from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.multimodal import embedding_cache
 from sglang.srt.multimodal.content import cache_keys, digests_of, seal, split_item
 from sglang.srt.multimodal.embedding_cache import EmbeddingCache, cache_of
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
-from sglang.srt.multimodal.intake import MediaIntake
+from sglang.srt.multimodal.intake import MediaIntake, RequestMedia
 from sglang.srt.multimodal.padding import MultiModalityDataPaddingPatternMultimodalTokens
 from sglang.srt.multimodal.transport import pack
 
@@ -189,6 +191,8 @@ def test_intake_refuses_what_does_not_fit() -> None:
     rows.precomputed_embeddings = torch.ones(1, 12)
     packed = pack({"mm_items": [rows], "im_token_id": TOKEN})
     MediaIntake(pad, hidden_size=4, num_deep=2).take(packed, [5, TOKEN, 6])
+    with pytest.raises(ValueError, match="width 4 or 8 in"):
+        MediaIntake(pad, hidden_size=4, num_deep=1).take(packed, [5, TOKEN, 6])
     with pytest.raises(ValueError, match=r"mrope_positions has the shape \[3, 2\]"):
         take(image(torch.ones(2), [(1, 1)]), mrope_positions=torch.zeros(3, 2))
     with pytest.raises(ValueError, match="not be negative"):
@@ -197,6 +201,38 @@ def test_intake_refuses_what_does_not_fit() -> None:
         intake.take(b"nonsense", [1])
     with pytest.raises(ValueError, match="made 1 ids of 3"):
         MediaIntake(lambda ids, inputs: ids[:1], 4).take(pack({"mm_items": []}), [1, 2, 3])
+
+
+class Deepstack(torch.nn.Module):
+    """A model of which later layers get rows of media, too."""
+
+    def __init__(self, layers: list[int]) -> None:
+        super().__init__()
+        self.deepstack_visual_indexes = layers
+
+    def pad_input_ids(self, ids: list[int], inputs: MultimodalInputs) -> list[int]:
+        return pad(ids, inputs)
+
+    def separate_deepstack_embeds(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows[:, :4], rows[:, 4:]
+
+
+@pytest.mark.parametrize(
+    ("model", "width"),
+    [(SimpleNamespace(pad_input_ids=pad), 4), (Deepstack([]), 4), (Deepstack([1, 5]), 12)],
+)
+def test_widest_rows_are_those_of_all_layers_that_get_some(model, width: int) -> None:
+    config = SimpleNamespace(is_multimodal=True, facts=SimpleNamespace(hidden_size=4))
+    intake = ModelRunner.media_intake(SimpleNamespace(model=model, model_config=config))
+    rows = image(None, [(1, 1)])
+
+    def take(size: int) -> RequestMedia:
+        rows.precomputed_embeddings, rows.hash = torch.ones(1, size), None
+        return intake.take(pack({"mm_items": [rows], "im_token_id": TOKEN}), [5, TOKEN, 6])
+
+    assert take(4).next_position == take(width).next_position == 3
+    with pytest.raises(ValueError, match=f"{width} in the prompt"):
+        take(width + 4)
 
 
 # --- the embedding cache

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from sglang.srt.layers.sampler import SampleOutput, Sampler, seeded_noise, unpack_mask
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
@@ -405,35 +404,3 @@ def test_kernels_choose_on_a_gpu_but_from_small_vocabularies(
     batch = make_table([spec], vocab).batch([0], [work_of(0)])
     logits = SimpleNamespace(is_cuda=is_cuda, shape=(1, vocab))
     assert Sampler()._suits_kernel(logits, batch) == suits
-
-
-class _NumbersAtIndices(TorchFunctionMode):
-    """Raises where a number is assigned at indices that are a tensor: on a GPU it would be copied from the host and waited for."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.__setitem__:
-            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            by_tensor = any(isinstance(part, torch.Tensor) for part in parts)
-            assert not by_tensor or isinstance(args[2], torch.Tensor), args[1:]
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
-        {"min_new_tokens": 9, "stop_ids": [3], "top_k": 1},
-        {"top_p": 0.9, "min_p": 0.1, "logit_bias": {2: 1.0}},
-    ],
-    ids=["penalties", "forbidden", "drawn"],
-)
-def test_nothing_is_assigned_from_the_host(spec):
-    table = make_table([spec, {}])
-    with _NumbersAtIndices():
-        batch = table.batch([0, 1], [work_of(0), work_of(1)])
-        Sampler()(torch.randn(2, VOCAB), batch)
-
-
-def test_the_watch_for_numbers_sees_one():
-    with pytest.raises(AssertionError), _NumbersAtIndices():
-        torch.zeros(4)[torch.tensor([1])] = 1.0

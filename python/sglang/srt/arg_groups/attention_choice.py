@@ -11,8 +11,8 @@ from sglang.srt.environ import envs
 # passed on a GPU.
 PROVEN_BACKENDS = frozenset({"fa3", "flashinfer", "triton", "torch_native"})
 _HOPPER = 9
-# What must be installed for a backend to be chosen, what it imports first. flashinfer's second one holds its kernels: without it they are
-# compiled when they are first needed, for minutes and in the middle of serving.
+# What must be installed for a backend to be chosen; the first is the module that it imports. flashinfer's second one holds its kernels:
+# without it they are compiled when they are first needed, for minutes and in the middle of serving.
 _MODULES = {
     "fa3": ("sgl_kernel",),
     "flashinfer": ("flashinfer", "flashinfer_jit_cache"),

@@ -28,13 +28,17 @@ T = TypeVar("T")
 
 GIB = 1024  # in MiB, the unit of memory here
 _UNKNOWN_MEMORY_FRACTION = 0.88
+# MiB for each prompt token of a step. A token of a picture stands for up to four patches; each keeps its pixels
+# (1,176 float32 and a copy), about six vectors of the tower's width and two of its MLP's: some 40 KiB in bfloat16.
+# That is 0.16 MiB a token, times three: media that a step only begins are computed whole.
+_MEDIA_RESERVE = 0.5
 _WIDE_DTYPES = ("float", "float32")
 _NO_GRAPH_BACKENDS = ("torch_native", "flex_attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the machine is: the only input of a decision besides the flags."""
+    """What is known of the machine and, once it has been looked at, of the model: the only input of a decision besides the flags."""
 
     device: str  # cpu or cuda
     device_memory_mib: int | None  # of one device; None when unknown, as on CPU
@@ -42,11 +46,12 @@ class Facts:
     random_seed: int  # drawn once, used when no seed is given
     device_reason: str = "auto"  # why an open --device became this one
     compute_capability: tuple[int, int] | None = None  # of the first GPU
-    # Attention backends that are installed and cannot run here, or not this model, and why.
+    takes_media: bool = False  # the model, beside text; known once its config has been read
+    # Attention backends that are installed but cannot run here or have no kernels for the model, and why.
     unusable_attention: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def without_attention(self, name: str, reason: str) -> Facts:
-        """The same with one more backend that cannot run."""
+        """The same with one more backend that is not to be chosen."""
         unusable = {**self.unusable_attention, name: reason}
         return dataclasses.replace(self, unusable_attention=unusable)
 
@@ -140,8 +145,9 @@ def resolve(server_args: ServerArgs, facts: Facts) -> ResolvedArgs:
     fraction = log.choose(
         "mem_fraction_static",
         args.mem_fraction_static,
-        memory_fraction(memory, chunk, max_bs, args.tp_size * args.pp_size),
-        size,
+        args.mem_fraction_static
+        or memory_fraction(memory, chunk, max_bs, args.tp_size * args.pp_size, facts.takes_media),
+        f"{size}, the model takes media" if facts.takes_media else size,
     )
     attention = _resolve_attention(args, device, facts, log)
     prefill = _phase_attention(args.prefill_attention_backend, attention)
@@ -217,14 +223,21 @@ def graph_max_bs_for_memory(memory_mib: int | None, tp_size: int) -> int:
 
 
 def memory_fraction(
-    memory_mib: int | None, chunked_prefill_size: int, cuda_graph_max_bs: int, num_ranks: int
+    memory_mib: int | None,
+    chunked_prefill_size: int,
+    cuda_graph_max_bs: int,
+    num_ranks: int,
+    takes_media: bool = False,
 ) -> float:
-    """Share for weights and KV cache: what activations and graphs need is kept back."""
+    """Share for weights and KV cache: what activations, graphs and the tower of media need is kept back."""
     if memory_mib is None:
         return _UNKNOWN_MEMORY_FRACTION
-    reserve = 512 + 1.5 * max(chunked_prefill_size, 2048) + 2 * cuda_graph_max_bs + 128 * num_ranks
+    tokens = max(chunked_prefill_size, 2048)
+    reserve = 512 + 1.5 * tokens + 2 * cuda_graph_max_bs + 128 * num_ranks
     if memory_mib > 60 * GIB:
         reserve = max(reserve, 10 * GIB)
+    if takes_media:
+        reserve += _MEDIA_RESERVE * tokens
     if reserve >= memory_mib:
         raise ConfigError(
             f"a device with {memory_mib} MiB is too small for --chunked-prefill-size "

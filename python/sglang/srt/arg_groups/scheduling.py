@@ -13,7 +13,7 @@ class SchedulingArgs:
 
     mem_fraction_static: float | None = flag(
         None,
-        "Share of device memory for weights and KV cache; unset: computed from memory and batch sizes.",
+        "Share of device memory for weights and KV cache; unset: computed from memory and batch sizes, on a GPU less for a model that takes media.",
         minimum=0.01,
         maximum=1.0,
     )

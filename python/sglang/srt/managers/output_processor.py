@@ -42,8 +42,10 @@ class OutputProcessor:
                 self._release_if_idle(req)
                 continue
             req.num_computed = work.start + work.num_tokens
-            if index in bad and req.abort_reason is None:
-                self._blame_logits(req, index in nan)
+            if index in bad:
+                self._taint(req)
+                if req.abort_reason is None:
+                    self._blame_logits(req, index in nan)
             self._advance(req, work, result.next_ids[index], result.logprobs.get(index))
 
     def fail(self, step: PlannedStep, message: str) -> None:
@@ -55,12 +57,17 @@ class OutputProcessor:
             else:
                 self.finish(req, req.abort_reason or unavailable(message))
 
+    def _taint(self, req: Req) -> None:
+        """What `req` computed is shared with nobody, and no longer where it was shared already."""
+        req.is_tainted = True
+        # After a retraction a part of its own came back to it through the cache.
+        self._cache.withdraw(req.handle, min(req.cached_tokens, req.handle.num_cached_at_open))
+
     def _blame_logits(self, req: Req, is_nan: bool) -> None:
-        """End `req` with its next commit; what it computed is shared with nobody."""
+        """End `req` with this commit."""
         reason = _no_token_reason(req, is_nan)
         logger.error("Request %s ends: %s", req.rid, reason)
         req.abort_reason = server_error(reason)
-        req.is_tainted = True
 
     def _advance(self, req: Req, work: RowWork, next_id: int, logprobs: RowLogprobs | None) -> None:
         if req.abort_reason is not None:

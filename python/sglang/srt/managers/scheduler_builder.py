@@ -15,11 +15,7 @@ from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import COMPILE_TIMEOUT, GrammarManager
 from sglang.srt.distributed.channel import FollowerChannel
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.registry import (
-    join_phases,
-    why_no_head_dims,
-    why_not_imported,
-)
+from sglang.srt.layers.attention.registry import join_phases, why_no_kernels, why_not_imported
 from sglang.srt.managers.output_processor import OutputProcessor
 from sglang.srt.managers.planner import Planner, PlannerConfig
 from sglang.srt.managers.scheduler import Mailbox, Scheduler, SchedulerConfig, Worker
@@ -120,6 +116,7 @@ def load_runner(
     # Read now, so that the time it takes, mostly the import of transformers, is nobody else's.
     logger.debug("The config is a %s", type(model_config.hf_config).__name__)
     clock.lap("config")
+    facts, resolved = with_media_reserve(server_args, facts, resolved, model_config)
     resolved = with_usable_attention(server_args, facts, resolved, model_config)
     resolved = whole_prompts(resolved, model_config)
     resolved.log_decisions()
@@ -134,16 +131,26 @@ def load_runner(
     )
 
 
+def with_media_reserve(
+    server_args: ServerArgs, facts: Facts, resolved: ResolvedArgs, model_config: ModelConfig
+) -> tuple[Facts, ResolvedArgs]:
+    """Resolved again for a model that takes media on a GPU: its tower needs memory, too."""
+    if facts.device == "cpu" or not model_config.is_multimodal:
+        return facts, resolved
+    facts = dataclasses.replace(facts, takes_media=True)
+    return facts, resolve(server_args, facts)
+
+
 def with_usable_attention(
     server_args: ServerArgs, facts: Facts, resolved: ResolvedArgs, model_config: ModelConfig
 ) -> ResolvedArgs:
     """Resolved again without an attention backend that nobody asked for and that cannot run, until one can.
 
-    It may have no kernels for the model, or its package cannot be imported, as one built for another torch.
+    It may have no kernels for the model, or its package cannot be imported, for instance because it was built for another torch.
     """
     while server_args.attention_backend is None:
         name, error = resolved.attention_backend, None
-        reason = why_no_head_dims(name, model_config.facts)
+        reason = why_no_kernels(name, model_config.facts)
         if reason is None and (error := why_not_imported(name)) is not None:
             reason = f"{name} cannot be imported"
         if reason is None:

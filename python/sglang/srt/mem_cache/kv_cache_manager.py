@@ -293,10 +293,21 @@ class KVCacheManager:
             if handle.table_dirty_from is None:
                 handle.table_dirty_from = start
 
+    def withdraw(self, handle: RequestCache, start: int) -> None:
+        """No request that opens from now on shares this one's tokens from `start` (a page border) on.
+
+        For entries that turn out wrong. Nor is what others added behind them shared: they were
+        computed from them. Pages that no open request holds become free now, the others with the
+        last of their holders, who keep them until then.
+        """
+        self._require_open(handle)
+        self._free_of_tree(self._tree.withdraw(handle.node, start))
+
     def close(self, handle: RequestCache, token_ids: TokenIds, insert: bool = True) -> None:
         """Give back the row and every slot, those of a step in flight included.
 
-        With `insert`, the full pages of the computed `token_ids` stay in the tree, evictable.
+        With `insert`, the full pages of the computed `token_ids` stay in the tree, evictable, but
+        not what `withdraw` has hidden.
         """
         self._require_open(handle)
         if insert:
@@ -304,7 +315,7 @@ class KVCacheManager:
         self._release_room(handle)
         self._free_slots(handle, handle.cached_len, self.whole_pages(handle.length))
         self._allocator.free_pages(self._allocator.pages_of(handle.encoder))
-        self._tree.unlock(handle.node)
+        self._free_of_tree(self._tree.unlock(handle.node))
         del self._handles[handle.row]
         self._free_rows.append(handle.row)
 
@@ -312,7 +323,7 @@ class KVCacheManager:
         """Empty the tree. False, and nothing changed, while requests are open."""
         if self._handles:
             return False
-        self._allocator.free_pages(self._allocator.pages_of(self._tree.clear()))
+        self._free_of_tree(self._tree.clear())
         return True
 
     def check(self) -> None:
@@ -383,7 +394,7 @@ class KVCacheManager:
             extra = _EVICTED_ROOM if self._tree.evictable_size > 8 * _EVICTED_ROOM else 0
             evicted = self._tree.evict(min(missing + extra, self._tree.evictable_size))
             self.num_evicted += len(evicted)
-            self._allocator.free_pages(self._allocator.pages_of(evicted))
+            self._free_of_tree(evicted)
 
     def _room_wish(self, handle: RequestCache, num_pages: int) -> int:
         """Pages worth setting aside once `num_pages` more are in use."""
@@ -406,6 +417,10 @@ class KVCacheManager:
     def _free_slots(self, handle: RequestCache, start: int, end: int) -> None:
         if end > start:
             self._allocator.free_pages(self._allocator.pages_of(handle.buffer[start:end]))
+
+    def _free_of_tree(self, slots: SlotArray) -> None:
+        """Free what has left the tree."""
+        self._allocator.free_pages(self._allocator.pages_of(slots))
 
     def _require_open(self, handle: RequestCache) -> None:
         if self._handles.get(handle.row) is not handle:

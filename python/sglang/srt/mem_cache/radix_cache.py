@@ -34,6 +34,7 @@ class TreeNode:
         "extra_key",
         "hit_count",
         "is_queued",
+        "is_withdrawn",
         "last_access",
         "lock_ref",
         "parent",
@@ -55,11 +56,12 @@ class TreeNode:
         self.extra_key = extra_key
         self.token_ids = token_ids
         self.slots = slots
-        self.children: dict[bytes, TreeNode] = {}  # by the bytes of the first page
+        self.children: dict[bytes, TreeNode] = {}  # by RadixCache._key
         self.lock_ref = 0  # open requests at this node or below
         self.hit_count = 0  # requests that reused it
         self.last_access = 0
         self.is_queued = False  # has its one entry in the eviction queue
+        self.is_withdrawn = False  # no match finds it, nor what is below; gone with its last lock
 
     @property
     def is_evictable(self) -> bool:
@@ -170,17 +172,46 @@ class RadixCache:
             step.lock_ref += 1
             step = step.parent
 
-    def unlock(self, node: TreeNode) -> None:
-        """Undo one lock of the whole path; counts as an access."""
+    def unlock(self, node: TreeNode) -> SlotArray:
+        """Undo one lock of the whole path; counts as an access.
+
+        Slots, int32, of what had been withdrawn and is now held by nobody: it left the tree.
+        """
         self._clock += 1
+        withdrawn: TreeNode | None = None  # the uppermost
         step: TreeNode | None = node
         while step is not None:
+            withdrawn = step if step.is_withdrawn else withdrawn
             step.lock_ref -= 1
             step.last_access = self._clock
             if step.lock_ref == 0:
                 self._evictable_size += len(step.token_ids)
                 self._settle(step)
             step = step.parent
+        return _NO_SLOTS if withdrawn is None else self._prune(withdrawn)
+
+    def withdraw(self, node: TreeNode, start: int) -> SlotArray:
+        """Hide the path of a locked node from position `start` (a page border) on, and all below.
+
+        What nobody has locked leaves the tree at once: its slots, int32. The rest keeps its place,
+        so that its holders may go on and even add to it, but no match finds it any more.
+        """
+        path = [node]
+        while path[-1].parent is not None:
+            path.append(path[-1].parent)
+        for step in reversed(path):
+            if step.is_withdrawn:  # all that follows is hidden already
+                break
+            if start < len(step.token_ids):
+                if start > 0:
+                    self._split(step, start)
+                parent = _parent_of(step)
+                del parent.children[self._key(step)]
+                step.is_withdrawn = True
+                parent.children[self._key(step)] = step
+                return self._prune(step)
+            start -= len(step.token_ids)
+        return _NO_SLOTS
 
     def evict(self, num_tokens: int) -> SlotArray:
         """Drop at least `num_tokens` unlocked tokens, or all; their slots, int32, whole pages.
@@ -296,16 +327,16 @@ class RadixCache:
         upper.lock_ref = node.lock_ref
         upper.hit_count = node.hit_count
         upper.last_access = node.last_access
-        parent.children[self._first_page(upper)] = upper
+        parent.children[self._key(upper)] = upper
         node.token_ids = _compact(node.token_ids[at:])
         node.slots = _compact(node.slots[at:])
         node.parent = upper
-        upper.children[self._first_page(node)] = node
+        upper.children[self._key(node)] = node
         return upper
 
     def _add_leaf(self, parent: TreeNode, token_ids: TokenArray, slots: SlotArray) -> TreeNode:
         leaf = self._make_node(parent, parent.extra_key, token_ids, slots)
-        parent.children[self._first_page(leaf)] = leaf
+        parent.children[self._key(leaf)] = leaf
         self._total_size += len(token_ids)
         self._evictable_size += len(token_ids)
         self._settle(leaf)
@@ -324,9 +355,25 @@ class RadixCache:
         heapq.heappop(self._queue)
         leaf.is_queued = False
         parent = _parent_of(leaf)
-        del parent.children[self._first_page(leaf)]
+        del parent.children[self._key(leaf)]
         self._settle(parent)
         return cut
+
+    def _prune(self, top: TreeNode) -> SlotArray:
+        """Take what nobody has locked out of the tree, of `top` and all below; its slots."""
+        nodes = [top]
+        for node in nodes:  # grows: parents before children
+            nodes += node.children.values()
+        unused = [node for node in nodes if not node.lock_ref]
+        for node in reversed(unused):
+            parent = _parent_of(node)
+            del parent.children[self._key(node)]
+            self._total_size -= len(node.token_ids)
+            self._evictable_size -= len(node.token_ids)
+            node.parent = None  # what the eviction queue has of it counts no more
+            if node is top:
+                self._settle(parent)
+        return _join([node.slots for node in unused])
 
     def _settle(self, node: TreeNode) -> None:
         """After `node` lost its last lock or a child: queue it, or drop it if an unused root."""
@@ -350,8 +397,10 @@ class RadixCache:
         node.last_access = self._clock
         return node
 
-    def _first_page(self, node: TreeNode) -> bytes:
-        return node.token_ids[: self.page_size].tobytes()
+    def _key(self, node: TreeNode) -> bytes:
+        """What the parent knows it by: its first page, but something longer once it is withdrawn."""
+        first_page = node.token_ids[: self.page_size].tobytes()
+        return first_page + node.serial.to_bytes(8, "little") if node.is_withdrawn else first_page
 
     def _iter_nodes(self) -> Iterator[TreeNode]:
         stack = list(self._roots.values())
@@ -370,8 +419,9 @@ class RadixCache:
         else:
             _require(length > 0 and length % self.page_size == 0, "whole pages", node)
             _require(node.extra_key == node.parent.extra_key, "extra key of the parent", node)
-        for first_page, child in node.children.items():
-            _require(first_page == self._first_page(child), "child by its first page", child)
+        _require(bool(node.lock_ref) or not node.is_withdrawn, "withdrawn and unused", node)
+        for key, child in node.children.items():
+            _require(key == self._key(child), "child by its key", child)
             _require(child.parent is node, "parent link", child)
 
 

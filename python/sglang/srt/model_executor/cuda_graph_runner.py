@@ -25,7 +25,7 @@ from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.graph_capture import capture_graph
-from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
+from sglang.srt.model_executor.kernel_rehearsal import OURS, KernelRehearsal
 from sglang.srt.model_executor.prefill_graph_runner import TOKEN_COUNTS, PrefillGraphRunner
 from sglang.srt.platforms import Platform
 from sglang.srt.platforms.device_errors import is_out_of_memory
@@ -116,7 +116,7 @@ class CudaGraphRunner:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """What is captured, ascending."""
+        """Numbers of requests that decode steps are captured for, ascending."""
         return tuple(self._sizes)
 
     # --- replay
@@ -325,10 +325,13 @@ class CudaGraphRunner:
 
 
 def may_rehearse(model: nn.Module) -> bool:
-    """Whether steps may run with our kernels left out: only kernels of ours, and no model file of others, use as indices what these
-    would have written, which is the choices of experts' routers."""
+    """Whether steps may run with our kernels left out.
+
+    The choices of experts' routers, which are not written then, are indices. Our kernels that read them are left out as well; a model
+    file of others may read them itself.
+    """
     has_experts = any(isinstance(module, FusedMoE) for module in model.modules())
-    return not has_experts or type(model).__module__.startswith("sglang.")
+    return not has_experts or type(model).__module__.startswith(OURS)
 
 
 def why_not_captured(model: nn.Module) -> str | None:

@@ -2,8 +2,8 @@
 
 A first start on a machine spends most of its capture in compilers, Triton's for the kernels and the system's for the functions that
 launch them, one after the other although nearly all of that time is outside the interpreter. So the steps are rehearsed: our kernels
-that are not compiled yet are noted with all that a compiler must know, then all are compiled together. None of them is launched, those that
-are compiled already no more than the others: what they would read was never written, and may be an index.
+that are not compiled yet are noted with all that a compiler must know, then all are compiled together. Meanwhile no kernel of ours is
+launched, not even one that is compiled already: what it would read was never written, and may be an index.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# Kernels of other packages are compiled and launched as ever: their results may be indices.
-_OURS = "sglang."
+# Modules of the package. Kernels of others are compiled and launched as ever: their results may be indices.
+OURS = "sglang."
 # Compiling one kernel takes a second at most, and there are not many more than these.
 _MOST_THREADS = 16
 
@@ -74,7 +74,7 @@ class KernelRehearsal:
 
     def _note(self, *, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         """Triton asks this before it compiles; True keeps it from compiling, and from launching."""
-        if not fn.module.startswith(_OURS):
+        if not fn.module.startswith(OURS):
             return False
         key = (fn.module, fn.name, compile["specialization_data"])
         self._found.setdefault(key, fn.jit_function)
@@ -82,10 +82,10 @@ class KernelRehearsal:
 
 
 def _without_launch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton's `JITFunction.run`, which stops before the launch where it is asked to warm up."""
+    """Triton's `JITFunction.run`, which for our kernels is asked to warm up only: then it stops before the launch."""
 
     def run_ours(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-        if kernel.module.startswith(_OURS):
+        if kernel.module.startswith(OURS):
             kwargs["warmup"] = True
         return run(kernel, *args, **kwargs)
 

@@ -37,7 +37,7 @@ from sglang.srt.model_executor.memory_guard import (
 from sglang.srt.model_executor.rank_sums import leave_sums_to_norms
 from sglang.srt.model_loader.loader import get_model
 from sglang.srt.model_loader.quantization import load_kv_cache_scales
-from sglang.srt.multimodal.intake import MediaIntake
+from sglang.srt.multimodal.intake import DeepstackModel, MediaIntake
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.start_clock import StartClock
 
@@ -143,8 +143,9 @@ class ModelRunner:
         """What takes the media of requests; None for a model that takes text only."""
         if not self.model_config.is_multimodal:
             return None
-        deep = getattr(self.model, "deepstack_visual_indexes", ())
-        return MediaIntake(self.model.pad_input_ids, self.model_config.facts.hidden_size, len(deep))
+        model, hidden_size = self.model, self.model_config.facts.hidden_size
+        num_deep = len(model.deepstack_visual_indexes) if isinstance(model, DeepstackModel) else 0
+        return MediaIntake(model.pad_input_ids, hidden_size, num_deep)
 
     def prepare(self) -> bool:
         """Do a little of what would make a later step wait; False when nothing is left. For idle moments, on all ranks alike."""

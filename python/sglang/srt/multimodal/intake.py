@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -53,13 +54,23 @@ class RequestMedia:
         return next(shorter, None) or next(longer)
 
 
+@runtime_checkable
+class DeepstackModel(Protocol):
+    """A model that also adds rows of its media to k later layers. Legend: N rows, D model width."""
+
+    deepstack_visual_indexes: Sequence[int]  # k of them
+
+    def separate_deepstack_embeds(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, D * (1 + k)] -> those of the first layer [N, D], those of the later ones [N, D * k]."""
+
+
 class MediaIntake:
     """Takes media for one model.
 
     Args:
         pad_input_ids: the model's method of that name.
         hidden_size: width of the rows that a client may send in place of media.
-        num_deep: layers behind the first that get rows, too; such rows stand beside the others.
+        num_deep: later layers that get rows of media, too; a client may send theirs beside the first's.
     """
 
     def __init__(self, pad_input_ids: PadInputIds, hidden_size: int, num_deep: int = 0) -> None:

@@ -59,8 +59,10 @@ def _parse_rank(part: str) -> frozenset[int]:
     for piece in part.split(","):
         if (found := _CORES.fullmatch(piece.strip())) is None:
             return frozenset()
-        first, last = found.groups()
-        cores.update(range(int(first), int(last or first) + 1))
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            return frozenset()
+        cores.update(range(first, last + 1))
     return frozenset(cores)
 
 

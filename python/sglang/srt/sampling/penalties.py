@@ -107,7 +107,7 @@ class PenaltyBatch:
 
 @dataclasses.dataclass
 class OutputPenalty:
-    """Of the tokens that rows have produced, by count. P: rows that have it."""
+    """Penalties on tokens that rows have produced, by their counts. Legend: P rows that have such a penalty."""
 
     table: _SlotTable
     slots: torch.Tensor  # [P] int64
@@ -123,7 +123,7 @@ class OutputPenalty:
 
 @dataclasses.dataclass
 class RepetitionPenalty:
-    """Of the tokens that rows have seen. P: rows that have it."""
+    """Penalties on tokens that rows have seen, once each. Legend: P rows that have such a penalty."""
 
     table: _SlotTable
     slots: torch.Tensor  # [P] int64

@@ -16,9 +16,9 @@ def configure_logging(level: str, prefix: str = "") -> None:
             f"log_level={level!r} is unknown; use debug, info, warning, error or critical"
         )
     handler = logging.StreamHandler(sys.stderr)
-    part = ".%(msecs)03d" if envs.SGLANG_LOG_MS.get() else ""
+    fraction = ".%(msecs)03d" if envs.SGLANG_LOG_MS.get() else ""
     handler.setFormatter(
-        logging.Formatter(f"[%(asctime)s{part}{prefix}] %(message)s", "%Y-%m-%d %H:%M:%S")
+        logging.Formatter(f"[%(asctime)s{fraction}{prefix}] %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.configs.hf_config import ModelFacts
+from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.utils.errors import ConfigError
@@ -91,7 +92,6 @@ def _create_torch_native(model_runner: Any) -> AttentionBackend:
 @register_attention_backend("triton")
 def _create_triton(model_runner: Any) -> AttentionBackend:
     _check_triton(model_runner.device.type, str(model_runner.dtype))
-    from sglang.srt.distributed import get_tensor_model_parallel_world_size
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
     tp_size = get_tensor_model_parallel_world_size()
@@ -154,8 +154,8 @@ def _create_fa3(model_runner: Any) -> AttentionBackend:
     )
 
 
-def why_no_head_dims(name: str, facts: ModelFacts) -> str | None:
-    """Why a backend would leave every layer of a model to another one: its head dims. None if it has kernels, also for any other reason."""
+def why_no_kernels(name: str, facts: ModelFacts) -> str | None:
+    """Why a backend would leave every layer of a model to another one; None if it has kernels for the model's head dims."""
     if name != "flashinfer":
         return None
     from sglang.srt.layers.attention.attention_kind import LATENT_DIMS

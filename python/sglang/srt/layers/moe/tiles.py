@@ -79,7 +79,7 @@ def choose_tiles(shape: Shape) -> Tiles:
 
 
 def rule_tiles(shape: Shape) -> Tiles:
-    """What the shape suggests."""
+    """What the shape suggests, whether or not it was measured."""
     # Choices that hardly ever meet in an expert: then every one reads its own weights anyway.
     are_alone = shape.num_tokens == 1 or 4 * shape.num_choices <= shape.num_experts
     if are_alone and shape.may_be_single:
