@@ -69,6 +69,15 @@ def test_wrong_cores(text: str) -> None:
         parse_cores(text, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0-3|3-5", "gives core 3 to several"), ("0,2|2,0", "gives cores 0, 2 to several")],
+)
+def test_a_core_of_two_ranks(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"SGLANG_CPU_OMP_THREADS_BIND.*{message}"):
+        parse_cores(text, 2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are bound on Linux only")
 def test_a_process_is_bound_and_cannot_leave_its_cores() -> None:
     core = min(os.sched_getaffinity(0))

@@ -47,6 +47,7 @@ ROWS: list[tuple[str, ...]] = [
         "sglang.srt.managers.io_struct",
         "sglang.srt.managers.step_plan",
         "sglang.srt.sampling",
+        "sglang.srt.model_loader.weight_files",
         "sglang.srt.model_loader.weight_utils",
         "sglang.srt.multimodal.inputs",
         "sglang.srt.runtime_context",

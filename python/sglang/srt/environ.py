@@ -386,8 +386,8 @@ class Envs:
     ONLY_RUN = _read_by_others(EnvOptionalStr(None, "the one model that the generation tests run"))
     SGLANG_IS_IN_CI = EnvBool(False, "tests run in CI")
     SGLANG_TEST_TWINS = EnvStr("auto", "run tests of published models on twins: auto, 0 or 1")
-    SGLANG_TEST_MAX_RETRY = _without_effect(
-        EnvOptionalInt(None, "retries of a test case", minimum=0)
+    SGLANG_TEST_MAX_RETRY = EnvOptionalInt(
+        None, "times that a failed test of CustomTestCase runs again; unset: none", minimum=0
     )
     SGLANG_TEST_RETRACT = EnvBool(False, "force retraction")
     SGLANG_TEST_RETRACT_INTERVAL = EnvInt(3, "steps between forced retractions", minimum=1)
@@ -398,11 +398,11 @@ class Envs:
         EnvInt(0, "crash after this many outputs", minimum=0)
     )
     SGLANG_TEST_REQUEST_TIME_STATS = _without_effect(EnvBool(False, "check request time stamps"))
-    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE = _without_effect(
-        EnvBool(True, "audit the KV pool while idle")
+    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE = EnvBool(
+        True, "the server ends when the audit of an idle scheduler fails; false: it is logged"
     )
-    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY = _without_effect(
-        EnvInt(0, "audit the KV pool every N steps", minimum=0)
+    SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY = EnvInt(
+        0, "steps between audits while requests run; 0: none", minimum=0
     )
     SGLANG_SIMULATE_ACC_LEN = _without_effect(
         EnvFloat(-1.0, "simulated accept length; negative: off")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 import sys
 import tempfile
 import unittest
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from model_cases import ALL_MODELS, ALL_OTHER_MODELS, CI_MODELS, ModelCase
 
+from sglang.srt.environ import envs
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import read_config_dict
 from sglang.test.runners import DEFAULT_PROMPTS, HFRunner, SRTRunner, check_close_model_outputs
@@ -57,7 +57,7 @@ class TestGenerationModels(CustomTestCase):
 
     @unittest.skipIf(is_in_ci(), "runs everywhere but where SGLANG_IS_IN_CI=1")
     def test_others(self) -> None:
-        for case in chosen_cases(os.environ.get("ONLY_RUN")):
+        for case in chosen_cases(envs.ONLY_RUN.get()):
             self._compare(case)
 
     def _compare(self, case: ModelCase) -> None:
@@ -80,7 +80,7 @@ def chosen_cases(only_run: str | None) -> list[ModelCase]:
 
 def wants_twin(case: ModelCase) -> bool:
     """Whether a case runs on random weights. A folder is always run itself."""
-    choice = os.environ.get("SGLANG_TEST_TWINS", "auto")
+    choice = envs.SGLANG_TEST_TWINS.get()
     if choice not in ("auto", "0", "1"):
         raise ConfigError(f"SGLANG_TEST_TWINS={choice!r}; allowed: auto, 0, 1")
     if not case.architecture or choice == "0":

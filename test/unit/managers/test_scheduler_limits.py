@@ -51,6 +51,7 @@ def test_the_worker_prepares_in_idle_moments_until_it_is_done():
     while world.turn():
         pass
     assert world.worker.num_prepared == 0, "a message begins the wait anew"
+    assert world.scheduler._idle_wait() == 1.0
     for _ in range(8):
         world.turn()
     assert world.worker.num_prepared == 3 and world.scheduler._idle_wait() == 1.0
@@ -60,8 +61,9 @@ def test_the_worker_prepares_in_idle_moments_until_it_is_done():
 def test_running_too_long_is_503(clock):
     world = World(running_timeout=30.0)
     world.submit("runs", [1, 2, 4], max_new_tokens=100, ignore_eos=True)
-    for _ in range(3):
+    for _ in range(2 * scheduler.TIMEOUT_CHECK_INTERVAL):
         world.turn()
+    assert "runs" not in world.outputs(), "it has run for no time yet"
     clock.offset = 31.0
     world.run_until_idle()
     ids, reason = world.outputs()["runs"]
@@ -87,6 +89,45 @@ def test_forced_retraction_changes_no_output():
     assert world.planner.num_retracted > 0
     for first in (1, 2, 3):
         assert world.outputs()[f"r{first}"][0] == expected_output([first, 7, 8], 20, False)
+
+
+def break_state(world):
+    """A request that nobody queues or runs."""
+    world.scheduler.by_rid["ghost"] = SimpleNamespace(finish_reason=None)
+
+
+def idle_until_audited(world):
+    for _ in range(3):
+        world.scheduler.receive(0.0)
+        world.scheduler.step()
+
+
+def test_an_idle_scheduler_with_wrong_state_ends_or_says_so(caplog):
+    strict, lenient = World(), World(is_audit_strict=False)
+    for world in (strict, lenient):
+        break_state(world)
+    with pytest.raises(AssertionError, match="1 requests known, 0 queued"):
+        idle_until_audited(strict)
+    with caplog.at_level("ERROR"):
+        idle_until_audited(lenient)
+    assert [r.getMessage() for r in caplog.records] == [
+        "The idle scheduler found its own state wrong: 1 requests known, 0 queued or running, 0 ending"
+    ]
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(0, None), (1, 1), (3, 3)])
+def test_audits_while_requests_run(interval, steps):
+    world = World(audit_interval=interval)
+    world.submit("r", [1, 2, 4], max_new_tokens=8, ignore_eos=True)
+    world.scheduler.receive(0.0)
+    break_state(world)
+    for step in range(1, 6):
+        if step == steps:
+            with pytest.raises(AssertionError, match="2 requests known"):
+                world.scheduler.step()
+            return
+        assert world.scheduler.step()
+    assert steps is None
 
 
 def test_steps_read_no_environment(monkeypatch):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -191,6 +191,22 @@ def test_wrong_vocabulary_is_refused(folder: Path) -> None:
         load_model(folder)
 
 
+def test_tensors_after_one_that_stops_loading_are_not_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is said of parameters whose tensors were never reached."""
+
+    def refuse(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        raise ValueError("odd layout")
+        yield name, tensor
+
+    weight_map = dataclasses.replace(LlamaForCausalLM.weight_map, convert=refuse)
+    monkeypatch.setattr(LlamaForCausalLM, "weight_map", weight_map)
+    with pytest.raises(WeightLoadError, match="refused by rule convert .* odd layout") as caught:
+        load_model(folder)
+    assert len(caught.value.problems) == 1
+
+
 def test_many_problems_are_counted_and_twenty_shown(folder: Path) -> None:
     edit_weights(folder, **{f"stray_{i}": torch.zeros(1) for i in range(25)})
     with pytest.raises(WeightLoadError, match="and 5 more") as caught:
@@ -217,10 +233,27 @@ def test_a_skip_that_takes_too_much_is_named(folder: Path, monkeypatch: pytest.M
 
 def test_stored_copy_of_a_tied_head_is_skipped(tmp_path: Path) -> None:
     folder = write_checkpoint("llama-tied", tmp_path)
-    edit_weights(folder, lm_head__weight=torch.zeros(512, 64))
-    model = load_model(folder)
-    assert model.lm_head is model.model.embed_tokens
-    assert model.lm_head.weight.abs().max() > 0
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    edit_weights(folder, lm_head__weight=embedding.clone())
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(folder, dtype=dtype)
+        assert model.lm_head is model.model.embed_tokens
+        assert model.lm_head.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(512, 64), (500, 64)])
+def test_stored_head_that_is_no_copy_of_a_tied_one_is_refused(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    folder = write_checkpoint("llama-tied", tmp_path)
+    edit_weights(folder, lm_head__weight=torch.zeros(shape))
+    with pytest.raises(WeightLoadError, match="another matrix than the embedding") as caught:
+        load_model(folder)
+    assert len(caught.value.problems) == 1 and "(in model.safetensors)" in str(caught.value)
+    untied = json.dumps({"tie_word_embeddings": False})
+    if shape == (512, 64):
+        model = load_model(folder, model_override_args=untied)
+        assert model.lm_head.weight.abs().max() == 0
 
 
 def test_truncated_file_is_named(folder: Path) -> None:
@@ -359,6 +392,33 @@ def test_tensors_that_a_plugin_passes_over_are_named(
         load_model(folder)
     assert "model.layers.*.stray.bias (2)" in caplog.text and "other_stray" in caplog.text
     assert "inv_freq" not in caplog.text and "q_proj" not in caplog.text
+
+
+@pytest.mark.parametrize("look", [lambda x: x.data, lambda x: x.T.T, lambda x: x.mT.mT])
+def test_tensors_that_a_plugin_uses_through_a_property_are_used(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    look: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    class Looks(_Plugin):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            is_matrix = {name: tensor for name, tensor in weights if tensor.dim() > 1}
+            seen = {name: look(tensor) for name, tensor in is_matrix.items()}
+            super().load_weights((*seen.items(), *self.kept))
+
+        @property
+        def kept(self) -> list[tuple[str, torch.Tensor]]:
+            return [
+                pair
+                for pair in load_file(folder / "model.safetensors").items()
+                if pair[1].dim() < 2
+            ]
+
+    monkeypatch.setitem(ModelRegistry.models, "LlamaForCausalLM", Looks)
+    with caplog.at_level(logging.WARNING):
+        load_model(folder)
+    assert "layernorm" in caplog.text and "_proj" not in caplog.text
 
 
 def test_fallback_is_strict_in_both_directions(tmp_path: Path) -> None:

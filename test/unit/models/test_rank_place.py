@@ -11,7 +11,7 @@ from sglang.srt.arg_groups.ports import PortArgs
 from sglang.srt.arg_groups.rank_place import RankPlace, local_tp_ranks
 from sglang.srt.arg_groups.resolve import Facts, resolve
 from sglang.srt.configs.model_config import ModelConfig
-from sglang.srt.distributed import rendezvous
+from sglang.srt.distributed import divide, rendezvous
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
 from sglang.srt.model_executor.parallel_worker import without_sampling
 from sglang.srt.server_args import ServerArgs
@@ -93,6 +93,43 @@ def test_heads_are_dealt_out_evenly(tmp_path, heads, kv_heads, fitting, message)
         model_config.check_tp_size(tp_size)
     with pytest.raises(ConfigError, match=message):
         model_config.check_tp_size(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason", "fitting"),
+    [
+        (
+            "llama",
+            {"intermediate_size": 160, "vocab_size": 576},
+            "intermediate_size 160",
+            "1, 2, 4",
+        ),
+        (
+            "llama",
+            {"intermediate_size": 192, "vocab_size": 500},
+            "vocabulary of 500, padded to 512",
+            "1, 2, 4",
+        ),
+        ("llama", {"intermediate_size": 192, "vocab_size": 576}, None, ""),
+        ("qwen3-moe", {"intermediate_size": 160, "vocab_size": 576}, None, ""),
+    ],
+)
+def test_sizes_that_three_ranks_cannot_share_are_named(tmp_path, name, changes, reason, fitting):
+    """Before any process starts. The width of layers that a model with experts need not have is no reason."""
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 12, "hidden_size": 96}
+    build_config(name, **heads, **changes).save_pretrained(tmp_path)
+    model_config = ModelConfig(str(tmp_path))
+    if reason is None:
+        model_config.check_tp_size(3)
+        return
+    with pytest.raises(ConfigError, match=rf"tp_size=3 .*{reason}; .*: {fitting}$"):
+        model_config.check_tp_size(3)
+
+
+def test_a_division_that_leaves_a_rest_is_an_error_of_the_configuration():
+    assert divide(12, 3) == 4
+    with pytest.raises(ConfigError, match="13 is not divisible by 3"):
+        divide(13, 3)
 
 
 def test_plans_travel_without_what_only_the_sampler_reads():

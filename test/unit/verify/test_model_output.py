@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import unittest
 
 import pytest
 
 from sglang.srt.utils.errors import ConfigError
 from sglang.test.model_output import ModelOutput, check_close_model_outputs
 from sglang.test.runners import HFRunner, SRTRunner, get_dtype_str
-from sglang.test.test_utils import calculate_rouge_l, get_similarities, is_in_ci
+from sglang.test.test_utils import (
+    CustomTestCase,
+    calculate_rouge_l,
+    get_similarities,
+    is_in_ci,
+)
 
 ROWS = [[-0.5, -1.0, -2.0, -3.0, -4.0], [-0.25, -1.5, -2.5, -3.5, -4.5]]
 OUTPUT = ModelOutput(output_strs=["a b c"], top_input_logprobs=[ROWS], top_output_logprobs=[ROWS])
@@ -71,6 +77,41 @@ def test_similarities_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_in_ci()
     monkeypatch.delenv("SGLANG_IS_IN_CI")
     assert not is_in_ci()
+    monkeypatch.setenv("SGLANG_IS_IN_CI", "perhaps")
+    with pytest.raises(ConfigError, match="SGLANG_IS_IN_CI='perhaps'"):
+        is_in_ci()
+
+
+@pytest.mark.parametrize(
+    ("name", "retries", "runs", "passes"),
+    [
+        ("test_that_passes_the_third_time", None, 1, False),
+        ("test_that_passes_the_third_time", "1", 2, False),
+        ("test_that_passes_the_third_time", "5", 3, True),
+        ("test_that_is_skipped", "5", 1, True),
+    ],
+)
+def test_failed_tests_run_again_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, retries: str | None, runs: int, passes: bool
+) -> None:
+    monkeypatch.delenv("SGLANG_TEST_MAX_RETRY", raising=False)
+    if retries is not None:
+        monkeypatch.setenv("SGLANG_TEST_MAX_RETRY", retries)
+    done: list[str] = []
+
+    class Flaky(CustomTestCase):  # not for pytest to collect
+        def test_that_passes_the_third_time(self) -> None:
+            done.append("run")
+            assert len(done) > 2
+
+        def test_that_is_skipped(self) -> None:
+            done.append("run")
+            self.skipTest("not here")
+
+    result = unittest.TestResult()
+    Flaky(name).run(result)
+    assert (len(done), result.wasSuccessful()) == (runs, passes)
+    assert len(result.skipped) == (name == "test_that_is_skipped")
 
 
 def test_what_is_not_there_is_refused() -> None:

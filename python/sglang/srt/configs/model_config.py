@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.configs.aliases import ARCHITECTURE_ALIASES
 from sglang.srt.configs.hf_config import ATTENTION_LAYER_TYPES, ModelFacts, read_facts
+from sglang.srt.configs.rank_cut import check_cut, check_heads
 from sglang.srt.configs.sparse_attention import get_nsa_index_head_dim as get_nsa_index_head_dim
 from sglang.srt.configs.sparse_attention import get_nsa_index_n_heads as get_nsa_index_n_heads
 from sglang.srt.configs.sparse_attention import get_nsa_index_topk as get_nsa_index_topk
@@ -240,23 +241,18 @@ class ModelConfig:
 
     def get_num_attention_heads(self, tp_size: int) -> int:
         """Query heads of one rank. Raises ConfigError when they do not divide."""
-        _check_heads(self.facts, tp_size)
+        check_heads(self.facts, tp_size)
         return self.facts.num_attention_heads // tp_size
 
     def check_tp_size(self, tp_size: int) -> None:
-        """Raises ConfigError when the heads cannot be dealt out to `tp_size` ranks; KV heads may be replicated.
+        """Raises ConfigError when heads, MLP or vocabulary cannot be dealt out to `tp_size` ranks; KV heads may be replicated.
 
         Cheap where the file names its heads, so that the front can ask before it starts a process.
         """
         written = self.config_dict.get("text_config") or self.config_dict
         is_written = {"num_attention_heads", "num_key_value_heads"} <= written.keys()
         facts = self._early_facts() if is_written else self.facts
-        _check_heads(facts, tp_size)
-        kv_heads = 1 if facts.mla is not None else facts.num_key_value_heads
-        if kv_heads % tp_size and tp_size % kv_heads:
-            raise ConfigError(
-                f"tp_size={tp_size} neither divides the model's {kv_heads} KV heads nor is a multiple of them"
-            )
+        check_cut(facts, self.config_dict, tp_size)
 
     def torch_dtype(self, device_type: str) -> torch.dtype:
         """The dtype to run in. "auto" is the checkpoint's, except float32 on an accelerator: bfloat16."""
@@ -287,15 +283,6 @@ class ModelConfig:
         extra = get_generation_config(self.model_path, self.revision).get("eos_token_id")
         listed = extra if isinstance(extra, list) else [] if extra is None else [extra]
         return {*facts.eos_token_ids, *map(int, listed)}
-
-
-def _check_heads(facts: ModelFacts, tp_size: int) -> None:
-    heads = facts.num_attention_heads
-    if heads % tp_size:
-        raise ConfigError(
-            f"tp_size={tp_size} does not divide the model's {heads} attention heads; "
-            f"use a divisor of {heads}"
-        )
 
 
 def is_generation_model(architectures: Iterable[str], is_embedding: bool) -> bool:

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 
 import torch
 
+from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.layer_list import get_pp_indices
 
 __all__ = ["divide", "ensure_divisibility", "get_pp_indices", "split_tensor_along_last_dim"]
 
 
 def ensure_divisibility(numerator: int, denominator: int) -> None:
-    """Raise ValueError unless `numerator` is a multiple of `denominator`."""
+    """Raise ConfigError unless `numerator` is a multiple of `denominator`."""
     if numerator % denominator != 0:
-        raise ValueError(
+        raise ConfigError(
             f"{numerator} is not divisible by {denominator}; choose a parallel size that divides it"
         )
 
 
 def divide(numerator: int, denominator: int) -> int:
-    """Exact quotient. Raises ValueError when there is a remainder."""
+    """Exact quotient. Raises ConfigError when there is a remainder."""
     ensure_divisibility(numerator, denominator)
     return numerator // denominator
 

@@ -70,7 +70,7 @@ class Planner:
     # --- planning
 
     def plan(self) -> PlannedStep | None:
-        """The next step, or None when nothing can run. Call `retract_if_needed` first."""
+        """The next step, or None when nothing can run. Call `retract` first while `lacks_decode_slots`."""
         step = self._plan_extend()
         if step is None:
             return self._plan_decode()
@@ -166,7 +166,7 @@ class Planner:
                 return
             step.num_new_seqs += 1
             step.num_cached_tokens += handle.num_cached_at_open
-            reserved += self.ratio.reserve(req) + req.num_fill - req.num_planned
+            reserved += self.ratio.reserve(req)
 
     def _unadmit(self, req: Req) -> None:
         self.drop(req)
@@ -251,6 +251,8 @@ class Planner:
                 f"request {req.rid}: {req.handle.length} slots, {req.num_planned} planned, "
                 f"{req.num_computed} computed"
             )
+        half = [req.rid for req in self.prefilling if req.abort_reason is None]
+        assert len(half) <= 1, f"half-computed prompts that could block each other: {half}"
         for req in self.waiting:
             assert req.cache is None, f"waiting request {req.rid} holds a row"
         self.cache.check()

@@ -97,7 +97,7 @@ class NewTokenRatio:
 
     def __init__(self, conservativeness: float) -> None:
         self._initial = min(envs.SGLANG_INIT_NEW_TOKEN_RATIO.get() * conservativeness, 1.0)
-        self._minimum = min(self._initial * envs.SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR.get(), 1.0)
+        self._minimum = self._initial * envs.SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR.get()
         steps = envs.SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS.get()
         self._decay = (self._initial - self._minimum) / steps
         self._clip = envs.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION.get()

@@ -72,6 +72,8 @@ def build_scheduler(
             waiting_timeout=envs.SGLANG_REQ_WAITING_TIMEOUT.get(),
             running_timeout=envs.SGLANG_REQ_RUNNING_TIMEOUT.get(),
             retract_interval=_retract_interval(),
+            is_audit_strict=envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE.get(),
+            audit_interval=envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get(),
         ),
         planner,
         OutputProcessor(planner, stops, server_args.stream_interval),
@@ -150,7 +152,7 @@ def with_usable_attention(
     """
     while server_args.attention_backend is None:
         name, error = resolved.attention_backend, None
-        reason = why_no_kernels(name, model_config.facts)
+        reason = why_no_kernels(name, model_config)
         if reason is None and (error := why_not_imported(name)) is not None:
             reason = f"{name} cannot be imported"
         if reason is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,16 @@ from torch import nn
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.rotary_embedding.switched import SwitchedRotaryEmbedding
+from sglang.srt.model_loader.declared import (
+    ClassDeclarations,
+    LayerDeclarations,
+    ModelDeclarations,
+    read_declared,
+)
+from sglang.srt.model_loader.fill_watch import FillWatch
 from sglang.srt.model_loader.quantization import create_quant_config
 from sglang.srt.model_loader.read_watch import ReadWatch, passed_over
+from sglang.srt.model_loader.tied_head import TiedHead
 from sglang.srt.model_loader.utils import get_model_architecture, set_default_torch_dtype
 from sglang.srt.model_loader.weight_utils import (
     CheckpointFiles,
@@ -24,7 +32,7 @@ from sglang.srt.model_loader.weight_utils import (
     local_checkpoint_folder,
 )
 from sglang.srt.models.common.causal_lm import CausalLM
-from sglang.srt.models.common.weights import WeightLoadError, WeightProblem, find_unfilled
+from sglang.srt.models.common.weights import WeightLoadError, WeightProblem
 from sglang.srt.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -71,13 +79,14 @@ class DefaultModelLoader:
         primary = self.Source(
             model_config.model_path,
             model_config.revision,
-            # What plug-ins may declare; see docs/add_a_model.md.
-            fall_back_to_pt=getattr(model_class, "fall_back_to_pt_during_load", True),
+            fall_back_to_pt=read_declared(
+                ClassDeclarations, model_class
+            ).fall_back_to_pt_during_load,
             model_config=model_config,
         )
         streams.add(primary)  # before construction: a missing file should not cost an allocation
         model = build_model(model_class, model_config, device)
-        for source in getattr(model, "secondary_weights", ()):
+        for source in read_declared(ModelDeclarations, model).secondary_weights:
             streams.add(source)
         _fill(model, streams, model_config.model_path)
         finish_model(model, model_config.context_len)
@@ -101,7 +110,7 @@ class DummyModelLoader:
         model_class, _ = get_model_architecture(model_config)
         model = build_model(model_class, model_config, device)
         fill_with_random(model)
-        post_load_weights = getattr(model, "post_load_weights", None)
+        post_load_weights = read_declared(ModelDeclarations, model).post_load_weights
         if post_load_weights is not None:
             post_load_weights()
         finish_model(model, model_config.context_len)
@@ -121,10 +130,10 @@ def finish_model(model: nn.Module, context_len: int) -> None:
     Rotary embeddings with two tables choose by the served context length, so that no request's result depends
     on the length of another.
     """
-    for module in model.modules():
+    for module in list(model.modules()):  # a method may add modules of its own
         if isinstance(module, SwitchedRotaryEmbedding):
             module.fix_context_length(context_len)
-        quant_method = getattr(module, "quant_method", None)
+        quant_method = read_declared(LayerDeclarations, module).quant_method
         if quant_method is not None:
             quant_method.process_weights_after_loading(module)
     model.requires_grad_(False)
@@ -151,6 +160,7 @@ class _Streams:
     sources: list[tuple[DefaultModelLoader.Source, CheckpointFiles]] = field(default_factory=list)
     current: str = "the checkpoint, before its first tensor,"  # what was handed out last
     current_name: str | None = None
+    is_read: bool = False  # to the end
 
     def add(self, source: DefaultModelLoader.Source) -> None:
         load = self.load_config
@@ -167,6 +177,7 @@ class _Streams:
                 self.current_name = source.prefix + name
                 self.current = f"tensor {self.current_name} {list(tensor.shape)}"
                 yield self.current_name, tensor
+        self.is_read = True
 
     def names(self) -> list[str]:
         """Of all tensors."""
@@ -175,41 +186,51 @@ class _Streams:
     def file_of(self, tensor_name: str) -> str | None:
         for source, files in self.sources:
             file = files.file_of.get(tensor_name.removeprefix(source.prefix))
-            if file is not None:
+            if file is not None and tensor_name.startswith(source.prefix):
                 return file
         return None
 
 
 def _fill(model: Any, streams: _Streams, model_path: str) -> None:
     """Run the model's `load_weights` and check both directions. Raises WeightLoadError with everything found."""
-    watch = _FillWatch(model)
-    problems: list[WeightProblem] = []
+    watch = FillWatch(model)
     try:
-        _load_and_warn(model, streams)
+        found = _load(model, streams)
     except WeightLoadError as error:
-        problems = [_with_file(problem, streams) for problem in error.problems]
+        found = error.problems
     except ConfigError:
         raise  # an unreadable file, which is named
     except Exception as error:  # a boundary: the loader of somebody's model file may raise anything
         owner = f"{type(model).__module__}.{type(model).__name__}.load_weights"
         text = f"{streams.current} is refused by {owner}: {type(error).__name__}: {error}"
         problem = _with_file(WeightProblem(text, streams.current_name), streams)
-        # What comes after it was not read, so what is unfilled says nothing.
         raise WeightLoadError([problem], source=f"checkpoint {model_path!r}") from error
-    skipped = {}
-    if isinstance(model, CausalLM):
-        skipped = model.weight_map.skipped_for(streams.names(), model)
-    problems += watch.find_unfilled(skipped)
+    problems = [_with_file(problem, streams) for problem in found]
+    if streams.is_read or not problems:  # else the tensors of what is unfilled may be still to come
+        skipped = {}
+        if isinstance(model, CausalLM):
+            skipped = model.weight_map.skipped_for(streams.names(), model)
+        problems += watch.find_unfilled(skipped)
     if problems:
         raise WeightLoadError(problems, source=f"checkpoint {model_path!r}")
 
 
-def _load_and_warn(model: Any, streams: _Streams) -> None:
-    """`load_weights`; a warning names the tensors that one which is not ours, and so need not be strict, passed over."""
-    load = type(model).load_weights
-    if load.__module__.startswith("sglang.srt.models."):
+def _load(model: Any, streams: _Streams) -> list[WeightProblem]:
+    """`load_weights`, and what can be told of it afterwards. One that is not ours need not be strict: it gets a warning."""
+    if not type(model).load_weights.__module__.startswith("sglang.srt.models."):
+        _load_and_warn(model, streams)
+        return []
+    if not isinstance(model, CausalLM):
         model.load_weights(iter(streams))
-        return
+        return []
+    head = TiedHead(model)
+    model.load_weights(head.stream(streams))
+    return head.problems()
+
+
+def _load_and_warn(model: Any, streams: _Streams) -> None:
+    """A warning names the tensors that `load_weights` passed over."""
+    load = type(model).load_weights
     with ReadWatch() as reads:
         model.load_weights(reads.stream(streams))
     names = passed_over(model, reads.unused())
@@ -227,40 +248,3 @@ def _load_and_warn(model: Any, streams: _Streams) -> None:
 def _with_file(problem: WeightProblem, streams: _Streams) -> WeightProblem:
     file = None if problem.tensor is None else streams.file_of(problem.tensor)
     return problem if file is None else WeightProblem(f"{problem.text} (in {file})", problem.tensor)
-
-
-class _FillWatch:
-    """Notices parameters that were written by code which does not report it.
-
-    Our own weight loaders mark what they fill. A plug-in's may copy into `param.data` themselves, so the first
-    element of every floating-point parameter is set to NaN before loading and looked at afterwards.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._originals: dict[str, torch.Tensor] = {}
-        for name, param in model.named_parameters():
-            if _can_probe(param):
-                self._originals[name] = _first_element(param).clone()
-                _first_element(param).fill_(torch.nan)
-
-    def find_unfilled(self, skipped: Mapping[str, Sequence[str]]) -> list[WeightProblem]:
-        """Problems of parameters that nobody filled; their probe is taken out again."""
-        silently_filled: set[str] = set()
-        for name, param in self._model.named_parameters():
-            if name not in self._originals or not _can_probe(param):
-                continue
-            element = _first_element(param)
-            if bool(torch.isnan(element)):
-                element.copy_(self._originals[name])
-            else:
-                silently_filled.add(name)
-        return find_unfilled(self._model, silently_filled, skipped)
-
-
-def _can_probe(param: nn.Parameter) -> bool:
-    return param.dtype.is_floating_point and param.numel() > 0 and param.element_size() > 1
-
-
-def _first_element(param: nn.Parameter) -> torch.Tensor:
-    return param.data[(0,) * param.dim()]

@@ -14,8 +14,12 @@ from sglang.srt.distributed import (
 from sglang.srt.layers.quantization import QuantizationConfig, get_quantization_config
 from sglang.srt.layers.quantization.kv_cache import set_kv_scales
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.model_loader.declared import (
+    ClassDeclarations,
+    ModelDeclarations,
+    read_declared,
+)
 from sglang.srt.model_loader.weight_utils import kv_cache_scales_loader
-from sglang.srt.utils.errors import ConfigError
 
 
 def create_quant_config(model_class: Any, model_config: ModelConfig) -> QuantizationConfig | None:
@@ -30,11 +34,10 @@ def create_quant_config(model_class: Any, model_config: ModelConfig) -> Quantiza
         config = config_class.online()
     else:
         config = config_class.from_config(dict(model_config.quantization_config))
-    # What a model class may declare; see docs/add_a_model.md.
-    config.packed_modules_mapping = dict(getattr(model_class, "packed_modules_mapping", {}))
-    mapper = getattr(model_class, "hf_to_sglang_mapper", None)
-    if mapper is not None:
-        config.apply_weight_name_mapper(mapper)
+    declared = read_declared(ClassDeclarations, model_class)
+    config.packed_modules_mapping = dict(declared.packed_modules_mapping)
+    if declared.hf_to_sglang_mapper is not None:
+        config.apply_weight_name_mapper(declared.hf_to_sglang_mapper)
     return config
 
 
@@ -43,7 +46,7 @@ def load_kv_cache_scales(model: nn.Module, path: str, model_config: ModelConfig)
 
     Raises ConfigError for a file of another form, model or number of ranks.
     """
-    own = getattr(model, "load_kv_cache_scales", None)
+    own = read_declared(ModelDeclarations, model).load_kv_cache_scales
     if own is not None:
         own(path)
         return
@@ -56,8 +59,6 @@ def load_kv_cache_scales(model: nn.Module, path: str, model_config: ModelConfig)
             model_config.facts.model_type,
         )
     )
-    if any(scale <= 0 for scale in scales.values()):
-        raise ConfigError(f"{path!r} holds scales that are not positive: {scales}")
     for module in model.modules():
         if isinstance(module, RadixAttention):
             set_kv_scales(module, scales[module.layer_id], scales[module.layer_id])

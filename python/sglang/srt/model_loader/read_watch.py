@@ -58,10 +58,13 @@ class ReadWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not self._is_reading and getattr(func, "__name__", "") not in _LOOKS:
+        result = func(*args, **(kwargs or {}))
+        # A property may be a tensor, as `data` and `T` are; then what happens to that is not seen.
+        is_look = getattr(func, "__name__", "") in _LOOKS and not isinstance(result, torch.Tensor)
+        if not self._is_reading and not is_look:
             self._mark(args)
             self._mark((kwargs or {}).values())
-        return func(*args, **(kwargs or {}))
+        return result
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:
         key = id(tensor)

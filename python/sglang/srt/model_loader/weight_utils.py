@@ -1,23 +1,20 @@
-"""Weight files: which ones make up a checkpoint, and streaming their tensors one at a time.
-
-Tensors come memory-mapped on the host, so a checkpoint is never in memory twice. Pickled files are read with
-`weights_only`, which runs no code.
-"""
+"""Which files make up a checkpoint, streaming their tensors, and what model files use to place them."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
+import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from sglang.srt.distributed import get_tensor_model_parallel_rank
+from sglang.srt.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
 from sglang.srt.layers.parameter import mark_filled
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import download_from_hf
@@ -34,11 +31,14 @@ __all__ = [
     "sharded_weight_loader",
 ]
 
-_SAFETENSORS = ("model.safetensors.index.json", "model.safetensors", "*.safetensors")
-_PICKLED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "*.bin")
-_MADV_DONTNEED = 4  # of madvise(2)
+# Index, single file, any other files.
+_SAFETENSORS = ("model.safetensors.index.json", "model.safetensors", ("*.safetensors",))
+_PICKLED = ("pytorch_model.bin.index.json", "pytorch_model.bin", ("*.bin", "*.pt"))
 # Copies of the weights in another layout, and what trainers leave behind.
 _NOT_WEIGHTS = re.compile(r"^(consolidated|adapter_model|training_args|optimizer|scheduler)")
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<count>\d+)(?P<kind>\.\w+)")
+_MAX_NAMED = 20
+_MAX_PARTS = 10**5  # a larger number counts something else
 
 
 @dataclass
@@ -57,8 +57,11 @@ class CheckpointFiles:
         Raises ConfigError naming the file when one is unreadable or truncated, when a tensor is in two files,
         or when a file and the index disagree.
         """
+        # Late, here and below: model files import this module for its loaders and read no file.
+        from sglang.srt.model_loader.weight_files import stream_pickled, stream_safetensors
+
         for path in self.paths:
-            read = _stream_safetensors if self.is_safetensors else _stream_pickled
+            read = stream_safetensors if self.is_safetensors else stream_pickled
             seen: set[str] = set()
             for name, tensor in read(path, self.use_mmap):
                 if name in self.file_of and self.file_of[name] != path.name:
@@ -88,9 +91,11 @@ def find_checkpoint_files(
 ) -> CheckpointFiles:
     """The weight files of a folder: by index, else the single file, else every file of the kind.
 
-    Raises ConfigError when there is none, the index is broken, or a file the index names is absent.
+    Raises ConfigError when there is none, the index is broken, or a file is absent that the index names, or that belongs to numbered ones.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"model folder {str(folder)!r} does not exist")
     if load_format in ("auto", "safetensors"):
         found = _find(folder, _SAFETENSORS, is_safetensors=True)
         if found is not None:
@@ -99,14 +104,7 @@ def find_checkpoint_files(
         found = _find(folder, _PICKLED, is_safetensors=False)
         if found is not None:
             return found
-    wanted = {"safetensors": "*.safetensors", "pt": "*.bin"}.get(
-        load_format, "*.safetensors or *.bin"
-    )
-    present = sorted(path.name for path in folder.iterdir())[:20]
-    raise ConfigError(
-        f"model folder {str(folder)!r} has no weight files ({wanted}) for load_format={load_format!r}; "
-        f"it holds {present}"
-    )
+    raise _no_weights(folder, load_format, fall_back_to_pt)
 
 
 def download_weights_from_hf(
@@ -134,12 +132,15 @@ def download_weights_from_hf(
 def local_checkpoint_folder(
     model_path: str, revision: str | None, load_format: str, download_dir: str | None = None
 ) -> str:
-    """`model_path` when it is a folder, else a hub snapshot with its weight and JSON files."""
-    patterns = ["*.json"]
-    patterns += ["*.bin"] if load_format == "pt" else ["*.safetensors"]
-    folder = download_from_hf(model_path, patterns, revision, download_dir)
-    if load_format == "auto" and not any(Path(folder).glob("*.safetensors")):
-        folder = download_from_hf(model_path, ["*.json", "*.bin"], revision, download_dir)
+    """`model_path` when it is a folder, else a hub snapshot with its JSON files and its weights of the first kind that it has."""
+    kinds = {"safetensors": _SAFETENSORS[2], "pt": _PICKLED[2]}.get(
+        load_format, (*_SAFETENSORS[2], *_PICKLED[2])
+    )
+    folder = model_path
+    for kind in kinds:
+        folder = download_from_hf(model_path, ["*.json", kind], revision, download_dir)
+        if _weights_of(Path(folder), (kind,)):
+            break
     return folder
 
 
@@ -160,16 +161,15 @@ def default_weight_loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> N
 def sharded_weight_loader(shard_axis: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """A loader that takes this rank's slice of a tensor along `shard_axis`; its parts must be equal.
 
-    It raises ValueError when the slice is not of the parameter's shape.
+    It raises ValueError when the parts of all ranks are not the whole tensor.
     """
 
     def load(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
-        rank = get_tensor_model_parallel_rank()
+        rank, num_ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         size = param.shape[shard_axis]
-        end = (rank + 1) * size
-        if end > loaded_weight.shape[shard_axis]:
+        if loaded_weight.shape[shard_axis] != size * num_ranks:
             raise ValueError(
-                f"shape {list(loaded_weight.shape)} has no rows {end - size}:{end} along dimension {shard_axis}"
+                f"shape {list(loaded_weight.shape)} is not {num_ranks} times {size} along dimension {shard_axis}"
             )
         default_weight_loader(param, loaded_weight.narrow(shard_axis, rank * size, size))
 
@@ -214,7 +214,7 @@ def kv_cache_scales_loader(
     """`(layer, scale)` of this rank from a JSON file of KV-cache scales.
 
     The file holds `{"model_type": ..., "kv_cache": {"scaling_factor": {rank: {layer: scale}}}}`. Raises ConfigError when it is not of that
-    form, belongs to another model, or lacks a rank or a layer.
+    form, belongs to another model, lacks a rank or a layer, or has a scale that is no positive number.
     """
     try:
         content = json.loads(Path(filename).read_text(encoding="utf-8"))
@@ -234,13 +234,16 @@ def kv_cache_scales_loader(
             f"{filename!r} holds scales for {len(by_rank)} ranks and {len(scales)} layers; the model runs on "
             f"{tp_size} ranks and has {num_hidden_layers} layers"
         )
+    wrong = {layer: scale for layer, scale in scales.items() if not 0 < scale < math.inf}
+    if wrong:
+        raise ConfigError(f"{filename!r} holds scales that are not positive numbers: {wrong}")
     return sorted(scales.items())
 
 
 def _find(
-    folder: Path, names: tuple[str, str, str], is_safetensors: bool
+    folder: Path, names: tuple[str, str, tuple[str, ...]], is_safetensors: bool
 ) -> CheckpointFiles | None:
-    index_name, single_name, pattern = names
+    index_name, single_name, patterns = names
     if (folder / index_name).is_file():
         index = _read_index(folder / index_name)
         return CheckpointFiles(
@@ -248,71 +251,81 @@ def _find(
         )
     if (folder / single_name).is_file():
         return CheckpointFiles([folder / single_name], is_safetensors)
-    paths = sorted(path for path in folder.glob(pattern) if not _NOT_WEIGHTS.match(path.name))
+    paths = _weights_of(folder, patterns)
+    _refuse_gaps(folder, paths)
     return CheckpointFiles(paths, is_safetensors) if paths else None
 
 
+def _weights_of(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Files of the first kind that the folder has."""
+    for pattern in patterns:
+        paths = sorted(path for path in folder.glob(pattern) if not _NOT_WEIGHTS.match(path.name))
+        if paths:
+            return paths
+    return []
+
+
+def _refuse_gaps(folder: Path, paths: list[Path]) -> None:
+    """Without an index, names like model-00002-of-00004 tell which files there should be."""
+    present = {path.name for path in paths}
+    missing: set[str] = set()
+    for name in present:
+        if (found := _NUMBERED.fullmatch(name)) is None or int(found["count"]) > _MAX_PARTS:
+            continue
+        stem, part, count, kind = found.group("stem", "part", "count", "kind")
+        first = 0 if f"{stem}-{0:0{len(part)}}-of-{count}{kind}" in present else 1
+        numbers = range(first, first + int(count))
+        missing |= {f"{stem}-{number:0{len(part)}}-of-{count}{kind}" for number in numbers}
+    missing -= present
+    if missing:
+        more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
+        raise ConfigError(
+            f"model folder {str(folder)!r} lacks {', '.join(sorted(missing)[:_MAX_NAMED])}{more}; download or copy the "
+            "checkpoint again"
+        )
+
+
+def _no_weights(folder: Path, load_format: str, fall_back_to_pt: bool) -> ConfigError:
+    """The error for a folder without weight files, with what its files are instead."""
+    present = sorted(path.name for path in folder.iterdir())
+    kinds = {"safetensors": "*.safetensors", "pt": "*.bin or *.pt"}
+    wanted = kinds.get(load_format, "*.safetensors, *.bin or *.pt")
+    advice = ""
+    if any(name.endswith(".gguf") for name in present):
+        advice = ". GGUF files are not supported; take the checkpoint in Hugging Face format"
+    elif any(name.startswith("adapter_model") for name in present):
+        advice = ". This is a LoRA adapter and no model; merge it into its base model first"
+    elif any(name.startswith("consolidated") for name in present):
+        advice = (
+            ". Consolidated files have another layout; take the checkpoint in Hugging Face format"
+        )
+    elif load_format == "auto" and not fall_back_to_pt and _weights_of(folder, _PICKLED[2]):
+        wanted = kinds["safetensors"]
+        advice = ". The model class does not read pickled files (fall_back_to_pt_during_load); convert them to safetensors"
+    return ConfigError(
+        f"model folder {str(folder)!r} has no weight files ({wanted}) for load_format={load_format!r}; "
+        f"it holds {present[:_MAX_NAMED]}{advice}"
+    )
+
+
 def _read_index(path: Path) -> dict[str, str]:
+    from sglang.srt.model_loader.weight_files import check_present
+
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a weight index: {type(error).__name__} {error}"
         ) from error
+    is_map = isinstance(weight_map, dict)
+    if not is_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ConfigError(
+            f"{path} is not a weight index: weight_map must map tensors to file names"
+        )
+    if not weight_map:
+        raise ConfigError(f"{path} names no tensors; download or copy the checkpoint again")
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise ConfigError(f"{path} names the file {name!r}, which is outside the model folder")
-        if not (path.parent / name).is_file():
-            raise ConfigError(
-                f"{path} names the weight file {name!r}, which is not in {str(path.parent)!r}; "
-                "download or copy the checkpoint again"
-            )
-    return dict(weight_map)
-
-
-def _stream_safetensors(path: Path, use_mmap: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load
-
-    try:
-        if not use_mmap:
-            yield from load(path.read_bytes()).items()
-            return
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                tensor = file.get_tensor(name)
-                yield name, tensor
-                _release_pages(tensor)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _release_pages(mapped: torch.Tensor) -> None:
-    """Let the system drop the pages of a file that a tensor is mapped to; reading them again would read the file.
-
-    Without this the whole checkpoint stays resident beside the parameters until the file is closed.
-    """
-    if sys.platform != "linux":
-        return
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = -(-mapped.data_ptr() // page) * page
-    length = (mapped.data_ptr() + mapped.nbytes) // page * page - start
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_DONTNEED)
-
-
-def _stream_pickled(path: Path, use_mmap: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
-    except Exception as error:  # a boundary: damaged or hostile bytes may raise anything
-        raise _unreadable(path, error) from error
-    while state:
-        name = next(iter(state))
-        yield name, state.pop(name)
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    size = path.stat().st_size if path.is_file() else 0
-    return ConfigError(
-        f"weight file {path} ({size} bytes) cannot be read, it is probably truncated or damaged: {error}"
-    )
+        check_present(path.parent / name)
+    return weight_map

@@ -50,6 +50,12 @@ def parse_cores(text: str, num_ranks: int) -> list[frozenset[int]]:
             f"SGLANG_CPU_OMP_THREADS_BIND={text!r} must give cores to each rank of this machine ({num_ranks}), ranks separated by |, "
             "cores like 0-3 or 0,2,5-7"
         )
+    twice = sorted(core for core in frozenset().union(*ranks) if sum(core in r for r in ranks) > 1)
+    if twice:
+        raise ConfigError(
+            f"SGLANG_CPU_OMP_THREADS_BIND={text!r} gives {'core' if len(twice) == 1 else 'cores'} {', '.join(map(str, twice))} to several "
+            "ranks, which would wait for one another in every product; give each core to one rank"
+        )
     return ranks
 
 

@@ -22,8 +22,8 @@ from sglang.srt.model_loader.weight_utils import (
     default_weight_loader,
     maybe_remap_kv_scale_name,
 )
+from sglang.srt.models.common.weight_problems import WeightLoadError, WeightProblem
 from sglang.srt.models.utils import WeightsMapper
-from sglang.srt.utils.errors import ConfigError
 
 # (part of the fused parameter's name, part of the checkpoint name, shard id)
 Stacked = tuple[str, str, str | int]
@@ -54,30 +54,6 @@ GATE_UP: tuple[Stacked, ...] = (
 )
 # Values that are computed from the config and were written to disk all the same.
 ALWAYS_SKIPPED = (r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
-_MAX_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class WeightProblem:
-    """One thing that is wrong with a checkpoint; `tensor` is its name on disk, when it has one."""
-
-    text: str
-    tensor: str | None = None
-
-
-class WeightLoadError(ConfigError):
-    """A checkpoint that does not fit the model. `problems` holds every one; the message the first 20."""
-
-    def __init__(self, problems: list[WeightProblem], source: str = "the checkpoint") -> None:
-        shown = [f"  - {problem.text}" for problem in problems[:_MAX_SHOWN]]
-        if len(problems) > _MAX_SHOWN:
-            shown.append(f"  ... and {len(problems) - _MAX_SHOWN} more")
-        super().__init__(
-            f"{source} does not fit the model ({len(problems)} problems):\n"
-            + "\n".join(shown)
-            + "\nCheck that config.json and the weight files belong together."
-        )
-        self.problems = problems
 
 
 @dataclass(frozen=True)
