@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -87,6 +88,25 @@ def test_the_context_is_that_of_the_rank(fails):
         assert driver.calls[-1][2][1].value == 43
 
 
+@pytest.fixture(autouse=True)
+def collection():
+    """Garbage of the other tests is collected as before."""
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_garbage_waits_for_the_imports_and_what_they_leave_is_never_looked_at():
+    threads = prefetch.begin_prefetch("cpu", 0)
+    assert not gc.isenabled()
+    kept = [["an import's"]]
+    prefetch.wait_for_imports(threads)
+    assert gc.isenabled()
+    made_later = [["a request's"]]
+    looked_at = {id(item) for item in gc.get_objects()}
+    assert id(kept) not in looked_at and id(made_later) in looked_at
+
+
 def test_nothing_is_begun_without_a_gpu(monkeypatch):
     def refuse(name):
         raise OSError(f"{name}: cannot open shared object file")
@@ -102,14 +122,17 @@ def test_work_is_done_beside_the_main_thread_and_may_fail(monkeypatch):
 
     def load(name):
         imported.append((name, threading.current_thread()))
-        if name == "transformers":
-            raise ImportError("broken install")
         return SimpleNamespace(
             triton_key=lambda: done.append("key"), CudaUtils=lambda: done.append("utils")
         )
 
+    def fail():
+        imported.append(("transformers", threading.current_thread()))
+        raise ImportError("broken install")
+
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    monkeypatch.setattr(prefetch.importlib, "import_module", load)
+    monkeypatch.setattr(prefetch, "importlib", SimpleNamespace(import_module=load))
+    monkeypatch.setattr(prefetch, "import_model_names", fail)
     threads = prefetch.begin_prefetch("auto", 1)
     for thread in threads:
         thread.join(10)
@@ -123,10 +146,13 @@ def test_work_is_done_beside_the_main_thread_and_may_fail(monkeypatch):
 def test_what_is_imported_in_threads_does_not_import_torch():
     """Else the main thread, which imports torch meanwhile, could meet a module that is half made."""
     code = (
-        "import sys, json, importlib, importlib.util\n"
-        f"for name in {list(prefetch.TRANSFORMERS)}: importlib.import_module(name)\n"
+        "import sys, json, importlib.util\n"
+        "from sglang.srt.managers.prefetch import import_model_names\n"
+        "ours = {name for name in sys.modules if name.split('.')[0] == 'sglang'}\n"
+        "import_model_names()\n"
         "if importlib.util.find_spec('triton'): import triton.runtime.cache, triton.backends.nvidia.driver\n"
-        "print(json.dumps([name for name in sys.modules if name.split('.')[0] in ('torch', 'sglang')]))"
+        "names = [name for name in sys.modules if name.split('.')[0] in ('torch', 'sglang')]\n"
+        "print(json.dumps(sorted(set(names) - ours)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout.splitlines()[-1]) == []
@@ -137,13 +163,15 @@ def test_who_uses_an_import_waits_for_it(monkeypatch):
     begun, may_end = threading.Event(), threading.Event()
 
     def load(name):
-        if name == "transformers":
-            begun.set()
-            assert may_end.wait(10)
         return SimpleNamespace(triton_key=int, CudaUtils=may_end.wait)
 
+    def import_slowly():
+        begun.set()
+        assert may_end.wait(10)
+
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    monkeypatch.setattr(prefetch.importlib, "import_module", load)
+    monkeypatch.setattr(prefetch, "importlib", SimpleNamespace(import_module=load))
+    monkeypatch.setattr(prefetch, "import_model_names", import_slowly)
     threads = prefetch.begin_prefetch("cuda", 0)
     assert begun.wait(10)
     threading.Timer(0.05, may_end.set).start()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from sglang.srt.configs.aliases import MODEL_TYPE_ALIASES
 from sglang.srt.configs.llava import as_transformers, is_original_llava, tower_path
@@ -26,9 +25,6 @@ from sglang.srt.utils.errors import ConfigError
 CONFIG_NAME = "config.json"
 # Tokenizer classes that are nothing but their tokenizer.json.
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_MODEL_CLASSES = "transformers.models.auto.modeling_auto"
-
-T = TypeVar("T")
 
 
 def read_config_dict(model_path: str, revision: str | None = None) -> dict[str, Any]:
@@ -116,9 +112,7 @@ def get_tokenizer(
             return _load_plain_tokenizer(tokenizer_name, tokenizer_revision)
         if not trust_remote_code and _is_code_only(tokenizer_name, tokenizer_revision):
             return _load_without_code(tokenizer_name, tokenizer_revision)
-        from transformers import AutoTokenizer  # heavy: imports torch
-
-        return AutoTokenizer.from_pretrained(
+        return _load_auto_tokenizer(
             tokenizer_name,
             *args,
             trust_remote_code=trust_remote_code,
@@ -141,6 +135,10 @@ def get_processor(
     """The multimodal processor of a model. Raises ConfigError naming the path when it cannot be loaded."""
     if not Path(processor_name).is_dir():
         _refuse_missing_folder(processor_name)
+    # Late, here and below: model files, which import this module, need none of it.
+    from sglang.srt.utils.light_transformers import import_processors
+
+    import_processors()
     from transformers import AutoProcessor  # heavy: imports torch
 
     try:
@@ -198,14 +196,18 @@ def _build_config(
     model_type = own_model_type(raw)
     if model_type in PUBLISHED:
         return published_config(raw)
-    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig  # heavy: imports torch
+    from sglang.srt.utils.light_transformers import light_imports, without_model_classes
+
+    with light_imports():  # heavy: brings torch
+        from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     known = MODEL_TYPE_ALIASES.get(model_type, model_type)
     if "AutoConfig" in (raw.get("auto_map") or {}) and known not in CONFIG_MAPPING:
         if not trust_remote_code:
             raise ConfigError(
                 f"model {model_path!r} (model_type {model_type!r}) brings its own Python code; "
-                "read it, then pass --trust-remote-code to run it"
+                "read it, then pass --trust-remote-code to run it, or, where a model file reads the config as it is written, "
+                "--json-model-override-args '{\"auto_map\": null}'"
             )
         config = AutoConfig.from_pretrained(
             model_path, trust_remote_code=trust_remote_code, revision=revision
@@ -214,31 +216,14 @@ def _build_config(
             setattr(config, key, value)
         return config
     if known in CONFIG_MAPPING:
-        return _without_model_classes(
-            lambda: CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
-        )
+        with light_imports():
+            return without_model_classes(
+                lambda: CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
+            )
     # A plug-in may bring a model file for a type that transformers has never heard of.
     plain: Any = PretrainedConfig.from_dict(_with_rope_parameters(raw))
     plain.model_type = model_type
     return plain
-
-
-def _without_model_classes(build: Callable[[], T]) -> T:
-    """`build()`, during which transformers finds no model classes.
-
-    It looks for them to name one in the docstring of a config class, and imports a thousand modules for that. It takes their absence well,
-    as where what they need is not installed.
-    """
-    if _MODEL_CLASSES in sys.modules:
-        return build()
-    cast(Any, sys.modules)[_MODEL_CLASSES] = None  # how to say that there is no such module
-    try:
-        return build()
-    except ImportError:
-        pass  # a config that needs them for more
-    finally:
-        sys.modules.pop(_MODEL_CLASSES, None)
-    return build()
 
 
 def published_config(raw: Mapping[str, Any]) -> Any:
@@ -275,6 +260,24 @@ def _restore_published_names(config: Any) -> None:
         for key, value in published.items():
             if key not in vars(part):
                 setattr(part, key, value)
+
+
+def _load_auto_tokenizer(name: str, *args: Any, trust_remote_code: bool, **kwargs: Any) -> Any:
+    """By transformers' rules, for which it also reads the model's config."""
+
+    def load() -> Any:
+        from transformers import AutoTokenizer  # heavy: imports torch
+
+        return AutoTokenizer.from_pretrained(
+            name, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
+
+    if trust_remote_code:
+        return load()
+    from sglang.srt.utils.light_transformers import light_imports, without_model_classes
+
+    with light_imports():
+        return without_model_classes(load)
 
 
 def _is_plain_tokenizer(name: str, revision: str | None) -> bool:
