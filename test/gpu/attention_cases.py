@@ -1,7 +1,8 @@
 """Cases for an attention backend and their oracle: softmax written out in high precision, request by request.
 
 Used on a GPU by `run_attention.py` and `test_attention_gpu.py`, and in Triton's interpreter by the unit tests. What must
-not be read is not a number: free slots of the pool, stale entries of the row table and the padding slot.
+not be read is not a number, or infinite: free slots of the pool, slots behind the end of a request on its last page, stale
+entries of the row table, the padding page, and all that a `poisoned` request computed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.mem_cache.fp8_pool import Fp8MHATokenToKVPool
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
@@ -22,6 +24,9 @@ BOUNDS = {
     torch.float16: (1.5e-3, 4e-3),
     torch.bfloat16: (1e-2, 2.5e-2),
 }
+FP8 = torch.float8_e4m3fn
+FP8_SCALES = (0.5, 2.0)  # of keys and of values
+NAN, INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Case:
     views: tuple[tuple[tuple[int, int, int, int], ...], ...] | None = None
     spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
     has_mask: bool = False
+    is_fp8: bool = False  # the cache; keys and values are numbers that it holds exactly
+    # Requests whose first value is infinite and whose last query, key and value are not numbers: theirs alone may be wrong.
+    poisoned: tuple[int, ...] = ()
 
     @property
     def is_decode(self) -> bool:
@@ -65,9 +73,15 @@ def make_backend(world: World, name: str = "triton") -> Any:
     if name == "fa3":
         from sglang.srt.layers.attention.fa3_backend import Fa3AttnBackend
 
+        # A split whose sum is no number is left out when splits are added up: of a poisoned request other layers tell.
+        world.hides_poison = world.case.is_decode
         return Fa3AttnBackend(table, page_size, lambda: make_other_backend(world))
+    if name == "torch_native":
+        from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+        return TorchNativeAttnBackend(attention_chunk_size=world.case.chunk)
     if name != "triton":
-        raise ValueError(f"backend {name!r}; known: triton, flashinfer, fa3")
+        raise ValueError(f"backend {name!r}; known: torch_native, triton, flashinfer, fa3")
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 
     return TritonAttnBackend(
@@ -80,11 +94,7 @@ def make_backend(world: World, name: str = "triton") -> Any:
 
 def make_other_backend(world: World) -> Any:
     """What runs the layers that a backend declines."""
-    if world.device == "cpu":
-        from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-
-        return TorchNativeAttnBackend(attention_chunk_size=world.case.chunk)
-    return make_backend(world)
+    return make_backend(world, "torch_native" if world.device == "cpu" else "triton")
 
 
 class LatentPool:
@@ -108,16 +118,23 @@ class World:
 
     def __init__(self, case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> None:
         self.case, self.dtype, self.device = case, dtype, device
+        self.hides_poison = False  # whether a poisoned request may come out finite
         self.generator = torch.Generator(device=device).manual_seed(seed)
         (self.num_heads, self.num_kv), (dim, v_dim) = case.heads, case.dims
         self.layer = RadixAttention(
             self.num_heads, dim, dim**-0.5, self.num_kv, layer_id=0, v_head_dim=v_dim, **case.layer
         )
+        if case.is_fp8:
+            self.layer.k_scale_float, self.layer.v_scale_float = FP8_SCALES
+            self.layer.k_scale, self.layer.v_scale = torch.tensor(FP8_SCALES, device=device)
         self.sinks = self._randn(self.num_heads).float() if case.has_sinks else None
         new_lens = [n - p for n, p in zip(case.lens, case.cached_lens, strict=True)]
         self.q = [self._randn(n, self.num_heads, dim) for n in new_lens]
-        self.k = [self._randn(n, self.num_kv, dim) for n in case.lens]
+        self.k = [self._held(self._randn(n, self.num_kv, dim), FP8_SCALES[0]) for n in case.lens]
         self.v = [self._values(k) for k in self.k]
+        for i in case.poisoned:
+            self.v[i][0] = INF
+            self.q[i][-1] = self.k[i][-1] = self.v[i][-1] = NAN
         encoder_lens = case.encoder_lens or (0,) * len(case.lens)
         self.encoder_k = [self._randn(n, self.num_kv, dim) for n in encoder_lens]
         self.encoder_v = [self._values(k) for k in self.encoder_k]
@@ -134,7 +151,13 @@ class World:
 
     def _values(self, k: torch.Tensor) -> torch.Tensor:
         v_dim = self.case.dims[1]
-        return k[..., :v_dim] if self.case.is_latent else self._randn(len(k), self.num_kv, v_dim)
+        if self.case.is_latent:
+            return k[..., :v_dim]
+        return self._held(self._randn(len(k), self.num_kv, v_dim), FP8_SCALES[1])
+
+    def _held(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        """Numbers near `x` that the cache holds exactly."""
+        return (x.float() / scale).to(FP8).to(x.dtype) * scale if self.case.is_fp8 else x
 
     def _mask(self, length: int, prefix: int) -> torch.Tensor:
         """Random visibility [new, length] in which every token sees itself."""
@@ -156,16 +179,7 @@ class World:
         self.rows = ReqToTokenPool(len(totals) + 1, width, self.device)
         stale = int(order[-1]) * page  # a free slot
         self.rows.req_to_token.fill_(stale)
-        (dim, v_dim), size = case.dims, num_pages * page
-        self.pool: Any = MHATokenToKVPool(
-            size, page, self.dtype, self.num_kv, dim, 1, self.device, v_head_dim=v_dim
-        )
-        keys, values = self.pool.get_kv_buffer(0)
-        keys.fill_(float("nan"))
-        values.fill_(float("nan"))
-        if case.is_latent:
-            self.pool = LatentPool(keys, v_dim)
-            values = self.pool.get_value_buffer(0)
+        self.pool: Any = self._make_pool(num_pages * page)
         self.slots, used = [], 0
         for i, (total, count) in enumerate(zip(totals, pages, strict=True)):
             offsets = torch.arange(page, device=self.device)
@@ -178,9 +192,22 @@ class World:
             v = torch.cat([self.encoder_v[i], self.v[i]])
             if not case.has_new:
                 cached = total
-            keys[slots[:cached]] = k[:cached]
-            if not case.is_latent:
-                values[slots[:cached]] = v[:cached]
+            if cached:
+                self.pool.set_kv_buffer(self.layer, slots[:cached], k[:cached], v[:cached])
+
+    def _make_pool(self, size: int) -> Any:
+        """A pool without a finite number."""
+        case, (dim, v_dim) = self.case, self.case.dims
+        make, dtype = (Fp8MHATokenToKVPool, FP8) if case.is_fp8 else (MHATokenToKVPool, self.dtype)
+        page, num_kv = case.page_size, self.num_kv
+        pool = make(size, page, dtype, num_kv, dim, 1, self.device, v_head_dim=v_dim)
+        for buffer in pool.buffers:
+            if case.is_fp8:  # which has no infinity
+                buffer.view(torch.uint8).fill_(0x7F)
+                continue
+            for first, value in enumerate((NAN, INF, -INF)):
+                buffer[first::3] = value
+        return LatentPool(pool.get_key_buffer(0), v_dim) if case.is_latent else pool
 
     def batch(self) -> ForwardBatch:
         case = self.case
@@ -256,7 +283,7 @@ class World:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = self.layer(*inputs, batch, **kwargs)
-        out.fill_(float("nan"))
+        out.fill_(NAN)
         for static, value in zip(inputs, real, strict=True):
             static.copy_(value)
         batch.out_cache_loc.copy_(loc)
@@ -273,6 +300,18 @@ class World:
     def expected(self) -> torch.Tensor:
         """Output [T, H * d_v] in float64 on a CPU, float32 on a GPU."""
         return torch.cat([self._attend(i) for i in range(len(self.case.lens))])
+
+    def errors(self, actual: torch.Tensor) -> tuple[float, float]:
+        """`errors` of all requests but the poisoned ones; inf if one of those came out finite, which hides what happened to it, where the
+        backend is not known to do so."""
+        expected, lens = self.expected(), [len(q) for q in self.q]
+        pairs = list(zip(actual.split(lens), expected.split(lens), strict=True))
+        lost = [pairs[i][0][-1] for i in self.case.poisoned]
+        if not self.hides_poison and any(torch.isfinite(row).any() for row in lost):
+            return INF, INF
+        sound = [pair for i, pair in enumerate(pairs) if i not in self.case.poisoned]
+        found, wanted = (torch.cat(parts) for parts in zip(*sound, strict=True))
+        return errors(found, wanted)
 
     def _attend(self, i: int) -> torch.Tensor:
         exact = torch.float64 if self.device == "cpu" else torch.float32
@@ -328,7 +367,7 @@ class World:
 
 def poison_free_memory(like: torch.Tensor, width: int) -> None:
     """Leave not-a-number where a caching allocator will put the output, so that rows never written show."""
-    torch.full((len(like), width), float("nan"), dtype=like.dtype, device=like.device)
+    torch.full((len(like), width), NAN, dtype=like.dtype, device=like.device)
 
 
 def errors(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
@@ -336,7 +375,7 @@ def errors(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
     that is not a number."""
     actual = actual.to(expected.dtype)
     if actual.shape != expected.shape or not torch.isfinite(actual).all():
-        return float("inf"), float("inf")
+        return INF, INF
     difference = actual - expected
     norm = (difference.norm() / expected.norm()).item()
     return norm, (difference.abs().max() / expected.abs().max()).item()

@@ -10,8 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attention_cases import World, errors, is_within, make_backend  # noqa: E402
+from attention_cases import World, is_within, make_backend  # noqa: E402
 from gpu_cases import CAPTURED, CASE_DTYPES  # noqa: E402
+from stale_cases import STALE, STALE_CAPTURED  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -20,6 +21,8 @@ def _name(case, dtype) -> str:
     return f"{case.name.replace(' ', '_')}-{str(dtype).removeprefix('torch.')}"
 
 
+CHECKED = CASE_DTYPES + STALE
+REPLAYED = CAPTURED + STALE_CAPTURED
 PACKAGES = {"triton": "triton", "flashinfer": "flashinfer", "fa3": "sgl_kernel"}
 
 
@@ -31,16 +34,16 @@ def backend(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("case, dtype", CASE_DTYPES, ids=[_name(*pair) for pair in CASE_DTYPES])
+@pytest.mark.parametrize("case, dtype", CHECKED, ids=[_name(*pair) for pair in CHECKED])
 def test_against_the_oracle(case, dtype, backend):
     world = World(case, dtype, "cuda")
-    found = errors(world.run(make_backend(world, backend)), world.expected())
+    found = world.errors(world.run(make_backend(world, backend)))
     assert is_within(found, dtype), found
 
 
-@pytest.mark.parametrize("case", CAPTURED, ids=[c.name.replace(" ", "_") for c in CAPTURED])
+@pytest.mark.parametrize("case", REPLAYED, ids=[c.name.replace(" ", "_") for c in REPLAYED])
 def test_captured_decodes_follow_the_lengths_of_a_replay(case, backend):
     world = World(case, torch.bfloat16, "cuda")
     with torch.inference_mode():
-        found = errors(world.run_captured(make_backend(world, backend)), world.expected())
+        found = world.errors(world.run_captured(make_backend(world, backend)))
     assert is_within(found, world.dtype), found

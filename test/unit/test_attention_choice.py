@@ -26,14 +26,19 @@ FLASHINFER = {"flashinfer", "flashinfer_jit_cache"}
 ALL = {"triton", "sgl_kernel", *FLASHINFER}
 HOPPER = Facts("cuda", 141 * 1024, 16, 42, compute_capability=(9, 0))
 AMPERE = dataclasses.replace(HOPPER, compute_capability=(8, 0))
+CHUNKED, FULL = ["chunked_attention"] * 3, "full_attention"
+PACKAGED = ("flashinfer", "fa3")
 MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 
 
-def model_config(head_dim: int = 128, **changes: Any) -> Any:
+def model_config(head_dim: int = 128, is_encoder_decoder: bool = False, **changes: Any) -> Any:
     config = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
-    facts = read_facts({**config, "head_dim": head_dim, **changes})
+    config |= {"head_dim": head_dim, **changes}
     return SimpleNamespace(
-        facts=facts, is_encoder_decoder=False, hf_config=None, is_multimodal=False
+        facts=read_facts(config),
+        is_encoder_decoder=is_encoder_decoder,
+        hf_config=config,
+        is_multimodal=False,
     )
 
 
@@ -178,39 +183,71 @@ def test_what_runs_is_what_the_server_says(installed, broken, monkeypatch, caplo
     assert "attention_backend=fa3" not in caplog.text
 
 
-# --- head dims
+# --- what the model's layers need
 
 
 @pytest.mark.parametrize(
-    "head_dim, changes, expected",
+    "head_dim, changes, on_ampere, on_hopper",
     [
-        (64, {}, "flashinfer"),
-        (128, {}, "flashinfer"),
-        (256, {}, "flashinfer"),
-        (80, {}, "triton"),
-        (96, {}, "triton"),
-        (192, {}, "triton"),
-        (64, MLA, "flashinfer"),
-        (64, {**MLA, "kv_lora_rank": 256, "qk_rope_head_dim": 32}, "triton"),
+        (64, {}, "flashinfer", "fa3"),
+        (128, {}, "flashinfer", "fa3"),
+        (256, {}, "flashinfer", "fa3"),
+        (80, {}, "triton", "fa3"),
+        (96, {}, "triton", "fa3"),
+        (192, {}, "triton", "fa3"),
+        (36, {}, "triton", "triton"),
+        (512, {}, "triton", "triton"),
+        (64, MLA, "flashinfer", "fa3"),
+        (64, {**MLA, "kv_lora_rank": 256, "qk_rope_head_dim": 32}, "triton", "triton"),
+        (64, {"model_type": "gpt_oss"}, "triton", "fa3"),
+        (128, {"is_encoder_decoder": True}, "triton", "triton"),
+        (128, {"num_hidden_layers": 4, "layer_types": [*CHUNKED, FULL]}, "triton", "triton"),
+        (128, {"num_hidden_layers": 4, "layer_types": [FULL, *CHUNKED[1:], FULL]}, *PACKAGED),
+        (128, {"position_embedding": "ALIBI"}, "torch_native", "torch_native"),
+        (128, {"position_embedding": "ROPE"}, "flashinfer", "fa3"),
+        (128, {"blocksparse_block_size": 64}, "torch_native", "torch_native"),
     ],
 )
-def test_flashinfer_is_chosen_for_head_dims_that_it_has(
-    head_dim, changes, expected, installed, broken, caplog
+def test_a_backend_is_chosen_for_models_whose_layers_it_runs(
+    head_dim, changes, on_ampere, on_hopper, installed, broken, caplog
 ):
     config = model_config(head_dim, **changes)
-    assert usable(ServerArgs(), AMPERE, config).attention_backend == expected
-    assert usable(ServerArgs(), HOPPER, config).attention_backend == "fa3"
+    for facts, expected in ((AMPERE, on_ampere), (HOPPER, on_hopper)):
+        got = usable(ServerArgs(), facts, config)
+        assert got.attention_backend == got.decode_attention_backend == expected
+        assert got.disable_cuda_graph == (expected == "torch_native")
     asked = ServerArgs(attention_backend="flashinfer")
     assert usable(asked, AMPERE, config).attention_backend == "flashinfer"
     assert not caplog.text
 
 
-def test_the_log_names_the_head_dims(installed, broken):
-    assert line_of(usable(ServerArgs(), AMPERE, model_config(96))) == (
-        "attention_backend=triton (a GPU, and triton is installed; flashinfer has no kernels for head dims 96 and 96)"
+@pytest.mark.parametrize(
+    "changes, what",
+    [
+        ({"head_dim": 96}, "flashinfer has no kernels for head dims 96 and 96"),
+        ({"model_type": "gpt_oss"}, "flashinfer has no kernels for attention sinks"),
+        (
+            {"is_encoder_decoder": True},
+            "flashinfer has no kernels for slots of encoder tokens before those of a request",
+        ),
+    ],
+)
+def test_the_log_says_what_the_model_needs(changes, what, installed, broken):
+    assert line_of(usable(ServerArgs(), AMPERE, model_config(**changes))) == (
+        f"attention_backend=triton (a GPU, and triton is installed; {what})"
     )
-    latent = model_config(**{**MLA, "kv_lora_rank": 256}).facts
-    assert why_no_kernels("flashinfer", latent) == (
-        "flashinfer has no kernels for head dims 320 and 256"
-    )
+
+
+def test_what_only_torch_native_has():
+    config = model_config(position_embedding="ALIBI")
+    reason = "has no kernels for linear biases of scores (ALiBi)"
+    for name in ("fa3", "flashinfer", "triton"):
+        assert why_no_kernels(name, config) == f"{name} {reason}"
+    assert why_no_kernels("torch_native", config) is None
+
+
+def test_latents_are_of_one_size():
+    latent = model_config(**{**MLA, "kv_lora_rank": 256})
+    for name in ("fa3", "flashinfer"):
+        assert why_no_kernels(name, latent) == f"{name} has no kernels for head dims 320 and 256"
     assert why_no_kernels("triton", latent) is None

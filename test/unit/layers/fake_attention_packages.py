@@ -1,7 +1,8 @@
 """Stand-ins for the packages flashinfer and sgl_kernel: what their wrappers are documented to do, in plain torch.
 
 They read the cache by the arguments of `plan` and nothing else, those of a graph from the buffers that the wrapper was given, and
-refuse what the packages refuse. `CALLS` counts plans and runs by kernel.
+refuse what the packages refuse. Where kernels of the packages read whole tiles of keys and values, beyond the end of a request, they do, too.
+`CALLS` counts plans and runs by kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,19 +18,25 @@ CALLS: Counter[str] = Counter()
 _CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
 _HEAD_DIMS = (64, 128, 256)
 _HALF = (torch.float16, torch.bfloat16)
+# Keys that a kernel reads at once.
+_TILE = 64
 
 
-def attend(q, k, v, scale, causal, window=-1, cap=0.0, sinks=None):
-    """q [n, H, d], the last n positions of k [m, K, d], v [m, K, d_v] -> [n, H, d_v] in float64."""
+def attend(q, k, v, scale, causal, window=-1, cap=0.0, sinks=None, num_keys=None):
+    """q [n, H, d], the last n of `num_keys` positions of k [m, K, d], v [m, K, d_v] -> [n, H, d_v] in float64.
+
+    What comes behind `num_keys`, all by default, is masked, and its values are multiplied by 0.
+    """
+    num_keys = len(k) if num_keys is None else num_keys
     q, k, v = q.double(), k.double(), v.double()
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("nhd,mhd->hnm", q, k) * scale
     if cap:
         scores = cap * torch.tanh(scores / cap)
-    at = torch.arange(len(k) - len(q), len(k))[:, None]
+    at = torch.arange(num_keys - len(q), num_keys)[:, None]
     keys = torch.arange(len(k))[None]
-    visible = keys <= at if causal else torch.ones_like(keys <= at)
+    visible = keys <= at if causal else (keys < num_keys).expand(len(q), -1)
     if window >= 0:
         visible = visible & (keys >= at - window)
     scores = scores.masked_fill(~visible, float("-inf"))
@@ -36,6 +44,17 @@ def attend(q, k, v, scale, causal, window=-1, cap=0.0, sinks=None):
         column = sinks.double()[:, None, None].expand(-1, len(q), 1)
         scores = torch.cat([scores, column], dim=2)
     return torch.einsum("hnm,mhd->nhd", scores.softmax(-1)[..., : len(k)], v)
+
+
+def attend_prompts(bounds, q, k, v, *options):
+    """`attend` for prompts side by side, `bounds` being pairs of first rows of queries and keys: by tiles, the last of which may reach into
+    the next prompt."""
+    out = []
+    for (a, first), (b, last) in zip(bounds, bounds[1:], strict=False):
+        end = first + -(-(last - first) // _TILE) * _TILE
+        tiles = (q[a:b], k[first:end], v[first:end])
+        out.append(attend(*tiles, *options, num_keys=last - first))
+    return torch.cat(out).to(q.dtype)
 
 
 def _check_host(*tensors):
@@ -219,12 +238,7 @@ class BatchPrefillWithRaggedKVCacheWrapper:
         CALLS["run ragged"] += 1
         assert (q.dtype, k.dtype) == self.dtypes
         assert (q.shape[1:], v.shape[1:]) == self.shapes
-        pairs = zip(self.bounds, self.bounds[1:], strict=False)
-        out = [
-            attend(q[a:b], k[first:last], v[first:last], *self.options)
-            for (a, first), (b, last) in pairs
-        ]
-        return torch.cat(out).to(q.dtype)
+        return attend_prompts(self.bounds, q, k, v, *self.options)
 
 
 class BatchMLAPagedAttentionWrapper:
@@ -282,11 +296,42 @@ def _check_fa3(q, v, softmax_scale, causal, sinks, window_size):
     assert window_size[1] in (-1, 0)
 
 
+def get_scheduler_metadata(
+    batch_size,
+    max_seqlen_q,
+    max_seqlen_k,
+    num_heads,
+    num_heads_k,
+    headdim,
+    cache_seqlens,
+    qkv_dtype=torch.bfloat16,
+    headdim_v=None,
+    cu_seqlens_q=None,
+    page_size=None,
+    causal=False,
+    window_size=(-1, -1),
+    has_softcap=False,
+):
+    """What it was made of, which must be what the kernel is called with."""
+    CALLS["schedule"] += 1
+    dims = batch_size, max_seqlen_q, max_seqlen_k, num_heads, num_heads_k, headdim, headdim_v
+    return _Schedule(
+        (*dims, qkv_dtype, page_size, causal, window_size, has_softcap),
+        (cache_seqlens.tolist(), cu_seqlens_q.tolist()),
+    )
+
+
+class _Schedule(NamedTuple):
+    options: tuple[Any, ...]
+    lens: tuple[list[int], list[int]]
+
+
 def flash_attn_with_kvcache(
     q,
     k_cache,
     v_cache,
     qv=None,
+    scheduler_metadata=None,
     cache_seqlens=None,
     page_table=None,
     cu_seqlens_q=None,
@@ -302,6 +347,14 @@ def flash_attn_with_kvcache(
     assert page_table.dtype == cache_seqlens.dtype == cu_seqlens_q.dtype == torch.int32
     assert len(page_table) == len(cache_seqlens) == len(cu_seqlens_q) - 1
     assert page_table.stride(-1) == 1
+    if scheduler_metadata is not None:
+        size, most_keys = k_cache.shape[1], page_table.shape[1] * k_cache.shape[1]
+        dims = q.shape[1], *k_cache.shape[2:], v_cache.shape[3]
+        assert scheduler_metadata == (
+            (len(page_table), max_seqlen_q, most_keys, *dims, q.dtype, size, causal, window_size)
+            + (softcap > 0,),
+            (cache_seqlens.tolist(), cu_seqlens_q.tolist()),
+        )
     if qv is not None:
         assert q.shape[-1] <= 64 and v_cache.shape[-1] >= 256
     bounds, out = cu_seqlens_q.tolist(), []
@@ -310,11 +363,14 @@ def flash_attn_with_kvcache(
         assert end - begin <= max_seqlen_q
         length, page_size = int(cache_seqlens[i]), k_cache.shape[1]
         pages = page_table[i, : -(-length // page_size)].long()
-        k, v = (x[pages].flatten(0, 1)[:length] for x in (k_cache, v_cache))
+        # Pages that hold whole tiles are read as such.
+        num_read = len(pages) * page_size if page_size % _TILE == 0 else length
+        k, v = (x[pages].flatten(0, 1)[:num_read] for x in (k_cache, v_cache))
         queries = q[begin:end]
         if qv is not None:
             queries, k = torch.cat([queries, qv[begin:end]], -1), torch.cat([k, v], -1)
-        out.append(attend(queries, k, v, softmax_scale, causal, window_size[0], softcap, sinks))
+        options = (softmax_scale, causal, window_size[0], softcap, sinks)
+        out.append(attend(queries, k, v, *options, num_keys=length))
     return torch.cat(out).to(q.dtype)
 
 
@@ -336,20 +392,7 @@ def flash_attn_varlen_func(
     _check_fa3(q, v, softmax_scale, causal, sinks, window_size)
     bounds = list(zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), strict=True))
     assert max(b[0] - a[0] for a, b in zip(bounds, bounds[1:], strict=False)) == max_seqlen_q
-    out = [
-        attend(
-            q[a:b],
-            k[first:last],
-            v[first:last],
-            softmax_scale,
-            causal,
-            window_size[0],
-            softcap,
-            sinks,
-        )
-        for (a, first), (b, last) in zip(bounds, bounds[1:], strict=False)
-    ]
-    return torch.cat(out).to(q.dtype)
+    return attend_prompts(bounds, q, k, v, softmax_scale, causal, window_size[0], softcap, sinks)
 
 
 def install(monkeypatch) -> None:
@@ -368,6 +411,7 @@ def install(monkeypatch) -> None:
     flash_attn = types.ModuleType("sgl_kernel.flash_attn")
     flash_attn.flash_attn_with_kvcache = flash_attn_with_kvcache
     flash_attn.flash_attn_varlen_func = flash_attn_varlen_func
+    flash_attn.get_scheduler_metadata = get_scheduler_metadata
     sgl_kernel.flash_attn = flash_attn
     for module in (flashinfer, mla, sgl_kernel, flash_attn):
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_interpreter import ROOT
 
-from sglang.srt.layers.attention import torch_native_backend, torch_ops
-from sglang.srt.layers.attention.registry import (
+sys.path.insert(0, str(ROOT / "test" / "gpu"))
+
+import attention_cases  # noqa: E402
+from stale_cases import stale_cases  # noqa: E402
+
+from sglang.srt.layers.attention import torch_native_backend, torch_ops  # noqa: E402
+from sglang.srt.layers.attention.registry import (  # noqa: E402
     ATTENTION_BACKENDS,
     create_attention_backend,
     register_attention_backend,
 )
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode  # noqa: E402
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 NUM_SLOTS, MAX_LEN = 256, 64
@@ -357,3 +364,23 @@ def test_registry():
 def test_graphs_are_refused():
     with pytest.raises(NotImplementedError, match="TorchNativeAttnBackend"):
         TorchNativeAttnBackend().init_cuda_graph_state(1, 1)
+
+
+STALE_LENS = ((37, 5, 70, 130, 9), (20, 4, 0, 128, 8))
+STALE = [
+    *stale_cases(*STALE_LENS, (1, 3)),
+    *stale_cases(*STALE_LENS, (1, 3), (64,), layer={"sliding_window_size": 20}, has_sinks=True),
+    *stale_cases(*STALE_LENS, (1, 3), (64,), heads=(4, 1), dims=(48, 32), is_latent=True),
+    *stale_cases(*STALE_LENS, (1, 3), (64,), is_fp8=True),
+]
+
+
+@pytest.mark.parametrize("padded_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", STALE, ids=lambda case: f"{case.name}, {case.dims[0]}")
+def test_what_is_no_number_stays_with_its_request(monkeypatch, case, dtype, padded_bytes):
+    """Behind the end of a page, and beside a request; one by one, padded, and read in place."""
+    monkeypatch.setattr(torch_native_backend, "_MAX_PADDED_BYTES", padded_bytes)
+    world = attention_cases.World(case, dtype, "cpu")
+    found = world.errors(world.run(TorchNativeAttnBackend()))
+    assert attention_cases.is_within(found, dtype), found

@@ -430,6 +430,22 @@ def test_the_flag_chooses_the_pool() -> None:
         choose_kv_dtype("fp4_e2m1", backends, cpu)
 
 
+@pytest.mark.parametrize(
+    ("capability", "refused"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
+)
+def test_a_gpu_must_convert_from_e4m3(monkeypatch, capability, refused) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu: Any = SimpleNamespace(is_cuda=True, device="cuda:1")
+    assert choose_kv_dtype("fp8_e5m2", ["triton"], gpu) == E5M2
+    if not refused:
+        assert choose_kv_dtype("fp8_e4m3", ["triton"], gpu) == E4M3
+        return
+    with pytest.raises(
+        ConfigError, match=rf"this one has {capability[0]}\.{capability[1]}; choose"
+    ):
+        choose_kv_dtype("fp8_e4m3", ["triton"], gpu)
+
+
 def test_sizes_by_dtype() -> None:
     config: Any = SimpleNamespace(
         facts=SimpleNamespace(mla=None, head_dim=8, num_hidden_layers=3),

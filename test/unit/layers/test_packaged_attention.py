@@ -17,9 +17,18 @@ from triton_interpreter import ROOT, output_of, run_script
 sys.path.insert(0, str(ROOT / "test" / "gpu"))
 
 import fake_attention_packages as fakes  # noqa: E402
-from attention_cases import Case, World, errors, is_within, make_backend  # noqa: E402
+from attention_cases import NAN, Case, World, errors, is_within, make_backend  # noqa: E402
+from stale_cases import stale_cases  # noqa: E402
 
-from sglang.srt.layers.attention import flashinfer_backend, page_index, registry  # noqa: E402
+from sglang.srt.layers.attention import (  # noqa: E402
+    fa3_backend,
+    flashinfer_backend,
+    packaged_backend,
+    page_index,
+    registry,
+)
+from sglang.srt.layers.attention.fa3_backend import kernel_page_size  # noqa: E402
+from sglang.srt.layers.attention.finite_values import move_to_keys  # noqa: E402
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend  # noqa: E402
 from sglang.srt.layers.attention.phase_backend import PhaseAttnBackend  # noqa: E402
 from sglang.srt.layers.attention.registry import (  # noqa: E402
@@ -98,7 +107,7 @@ def packages(monkeypatch):
 
 
 def check(actual: torch.Tensor, world: World) -> None:
-    found = errors(actual, world.expected())
+    found = world.errors(actual)
     assert actual.dtype == world.dtype
     assert is_within(found, world.dtype), found
 
@@ -126,6 +135,49 @@ def test_layers_without_a_kernel_go_to_the_other_backend(case, decliners, name, 
     check(world.run(backend), world)
     assert (num_runs() == 0) == (name in decliners)
     assert ("leaves layers to another backend" in caplog.text) == (name in decliners)
+
+
+LENS = ((37, 5, 70, 130, 9), (20, 4, 0, 128, 8))
+STALE = [
+    *stale_cases(*LENS, (1, 3), **D64),
+    *stale_cases(*LENS, (1, 3), (16, 64), **LATENT),
+    *stale_cases(*LENS, (1, 3), (16, 64), is_fp8=True, **D64),
+]
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("case", STALE, ids=lambda case: f"{case.name}, {case.dims[0]}")
+def test_what_is_no_number_stays_with_its_request(case, name):
+    """Behind the end of a page, and beside a request."""
+    world = World(case, torch.float16, "cpu")
+    check(world.run(make_backend(world, name)), world)
+    assert num_runs() == (0 if case.is_fp8 and name == "fa3" else 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_stand_ins_spoil_a_request_where_the_packages_would(name, monkeypatch):
+    monkeypatch.setattr(packaged_backend, "move_to_keys", lambda k, v: None)
+    world = World(Case("prompts", (37, 5), (0, 0), poisoned=(1,), **D64), torch.float16, "cpu")
+    assert world.errors(world.run(make_backend(world, name))) == (float("inf"), float("inf"))
+    if name == "fa3":
+        monkeypatch.setattr(fa3_backend, "kernel_page_size", lambda size: size)
+        world = World(Case("decode", (37, 5), page_size=64, **D64), torch.float16, "cpu")
+        assert world.errors(world.run(make_backend(world, name))) == (float("inf"), float("inf"))
+
+
+def test_pages_for_kernels_are_parts_of_the_cache_s():
+    sizes = {1: 1, 16: 16, 32: 32, 64: 32, 80: 20, 97: 1, 128: 32}
+    assert {size: kernel_page_size(size) for size in sizes} == sizes
+
+
+def test_infinite_values_become_keys_that_are_no_numbers():
+    k, v = torch.randn(3, 2, 4), torch.randn(3, 2, 5)
+    v[0, 1, 2], v[2, 0, 4] = float("inf"), NAN
+    keys, values = k.clone(), v.clone()
+    move_to_keys(keys, values)
+    is_lost = torch.tensor([[False, True], [False, False], [True, False]])
+    assert keys[is_lost].isnan().all() and not values[is_lost].any()
+    assert torch.equal(keys[~is_lost], k[~is_lost]) and torch.equal(values[~is_lost], v[~is_lost])
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -168,7 +220,7 @@ def test_a_window_is_not_ignored(name):
 def test_cache_is_left_alone_when_told_to(name):
     world = World(Case("extend", (20,), (0,), **D64), torch.float16, "cpu")
     check(world.run(make_backend(world, name), save_kv_cache=False), world)
-    assert world.pool.get_key_buffer(0)[world.slots[0]].isnan().all()
+    assert not world.pool.get_key_buffer(0)[world.slots[0]].isfinite().any()
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -216,6 +268,26 @@ def test_a_plan_serves_all_layers_of_its_kind():
             world.layer(*world.inputs(), batch)
             windowed(*world.inputs(), batch)
     assert (fakes.CALLS["plan decode"], fakes.CALLS["run decode"]) == (4, 12)
+
+
+@pytest.mark.parametrize("cached", [None, (20, 0, 33)])
+def test_a_schedule_of_fa3_is_made_by_the_first_layer_of_its_kind(cached):
+    """In each run of a step: the second may be a capture, which must hold the kernel that makes it."""
+    world = World(Case("any", (37, 5, 70), cached, **D64), torch.float16, "cpu")
+    batch = world.batch()
+    batch.attn_backend = backend = make_backend(world, "fa3")
+    layers = [
+        RadixAttention(4, 64, 0.125, 2, layer_id=0, sliding_window_size=20),
+        *(RadixAttention(4, 64, 0.125, 2, layer_id=i) for i in (1, 2)),
+        RadixAttention(4, 64, 0.125, 2, layer_id=3, sliding_window_size=20),
+    ]
+    world.pool.k_buffer, world.pool.v_buffer = world.pool.k_buffer * 4, world.pool.v_buffer * 4
+    world.pool.layer_num = 4
+    backend.init_forward_metadata(batch)
+    for _ in range(2):
+        for layer in layers:
+            layer(*world.inputs(), batch)
+    assert (fakes.CALLS["schedule"], fakes.CALLS["run cache"]) == (4, 8)
 
 
 # --- captured decodes

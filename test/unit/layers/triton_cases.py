@@ -14,13 +14,15 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attention_cases import Case, World, errors, is_within, make_backend
+from attention_cases import INF, NAN, Case, World, errors, is_within, make_backend
+from stale_cases import stale_cases
 from triton.runtime.errors import InterpreterError
 
 from sglang.srt.layers.attention.registry import create_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 from sglang.srt.layers.attention.triton_ops import plan
+from sglang.srt.layers.attention.triton_ops.finite_values import move_to_keys_in_place
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.errors import ConfigError
@@ -135,7 +137,7 @@ def small_blocks(monkeypatch):
 
 
 def check(actual: torch.Tensor, world: World) -> None:
-    found = errors(actual, world.expected())
+    found = world.errors(actual)
     assert actual.dtype == world.dtype
     assert is_within(found, world.dtype), found
 
@@ -157,6 +159,38 @@ def test_against_the_oracle_and_torch(case):
                 torch.testing.assert_close(
                     mine[slots], theirs[slots], rtol=0, atol=0, equal_nan=True
                 )
+
+
+LENS = ((37, 5, 70, 9), (20, 4, 0, 8))
+LATENT = {"heads": (4, 1), "dims": (48, 32), "is_latent": True}
+STALE = [
+    *stale_cases(*LENS, (1,)),
+    *stale_cases(*LENS, (1,), (16,), **LATENT),
+    *stale_cases(*LENS, (1,), (16,), is_fp8=True),
+    *stale_cases(*LENS, (1,), (16,), layer={"sliding_window_size": 20}, has_sinks=True),
+]
+
+
+# The interpreter multiplies by numpy, which warns.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("case", STALE, ids=lambda case: f"{case.name}, {case.dims[0]}")
+def test_what_is_no_number_stays_with_its_request(case):
+    """Behind the end of a page, and beside a request."""
+    world = World(case, torch.float32, "cpu")
+    check(world.run(make_backend(world)), world)
+
+
+def test_infinite_values_become_keys_that_are_no_numbers():
+    """In tensors that are parts of a wider one, as they come out of a product."""
+    qkv = torch.randn(70, 3, 24 + 40)
+    k, v = qkv[:, :2, :24], qkv[:, :2, 24:]
+    v[0, 1, 39], v[69, 0, 0], v[5, 1, 7] = INF, NAN, -INF
+    before = qkv.clone()
+    is_lost = torch.zeros(70, 3, dtype=torch.bool)
+    is_lost[0, 1] = is_lost[69, 0] = is_lost[5, 1] = True
+    move_to_keys_in_place(k, v)
+    assert qkv[is_lost][:, :24].isnan().all() and not qkv[is_lost][:, 24:].any()
+    assert torch.equal(qkv[~is_lost], before[~is_lost])
 
 
 # Not in bfloat16, whose products the interpreter computes wrongly.
@@ -185,7 +219,7 @@ def test_cache_is_left_alone_when_told_to():
     case = Case("extend", (20,), (0,))
     world = World(case, torch.float32, "cpu")
     check(world.run(make_backend(world), save_kv_cache=False), world)
-    assert world.pool.get_key_buffer(0)[world.slots[0]].isnan().all()
+    assert not world.pool.get_key_buffer(0)[world.slots[0]].isfinite().any()
 
 
 def test_encoder_only_needs_no_cache():

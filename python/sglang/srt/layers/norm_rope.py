@@ -39,16 +39,11 @@ def norm_rope_and_store(
     on_cpu = q.is_cpu and q.dtype != torch.float32 and _are_neighbours(q, k)
     if not (on_gpu or on_cpu):
         return False
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
     pool = forward_batch.token_to_kv_pool
     suits = (
-        _suits_rope(rotary_emb, attn)
+        _suits_rope(rotary_emb, positions, attn)
         and _suits_norms(q_norm, k_norm, attn)
-        and (positions.dim() == 1 or type(rotary_emb) is MRotaryEmbedding)
-        and type(pool) is MHATokenToKVPool
-        and pool.dtype == q.dtype == v.dtype
-        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        and _suits_pool(pool, q, k, v)
     )
     if not suits:
         return False
@@ -103,10 +98,19 @@ def _norm_and_rotate(
     heads.copy_(apply_rotation(x, cos_sin, is_neox_style))
 
 
-def _suits_rope(rotary_emb: Any, attn: RadixAttention) -> bool:
+def _suits_pool(pool: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Keys and values by slot, in the dtype in which they come."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    is_plain = type(pool) is MHATokenToKVPool and pool.dtype == q.dtype == v.dtype
+    return is_plain and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+
+
+def _suits_rope(rotary_emb: Any, positions: torch.Tensor, attn: RadixAttention) -> bool:
     """A table by one position or by three that rotates whole heads, pairing the halves."""
     return (
         type(rotary_emb) in (RotaryEmbedding, MRotaryEmbedding)
+        and (positions.dim() == 1 or type(rotary_emb) is MRotaryEmbedding)
         and rotary_emb.is_neox_style
         and rotary_emb.rotary_dim == rotary_emb.head_size == attn.qk_head_dim == attn.v_head_dim
         and attn.qk_head_dim in _DIMS

@@ -205,7 +205,6 @@ class MLATokenToKVPool(KVPool):
         super().__init__(size, page_size, dtype, layer_num, device, start_layer)
         _check_dtype(dtype, self.dtypes)
         self.kv_lora_rank = kv_lora_rank
-        self.qk_rope_head_dim = qk_rope_head_dim
         shape = (size, 1, kv_lora_rank + qk_rope_head_dim)
         # Zeroed for the sake of the padding page, as above.
         self.kv_buffer = [lazy_zeros(shape, dtype, self.device) for _ in range(layer_num)]

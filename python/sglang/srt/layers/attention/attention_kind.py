@@ -10,6 +10,8 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+# Keywords of rotary parts that come apart from the rest.
+ROPE_PARTS = ("q_rope", "k_rope")
 # Key and value widths of the latent cache that kernels for it are made for.
 LATENT_DIMS = (576, 512)
 
@@ -67,7 +69,7 @@ def why_not_plain(
 
     A window, a logit cap and the keywords `sinks`, `q_rope` and `k_rope` are not looked at.
     """
-    known = ("sinks", "q_rope", "k_rope")
+    known = ("sinks", *ROPE_PARTS)
     unknown = [name for name, value in kwargs.items() if value is not None and name not in known]
     if unknown:
         return f"arguments {', '.join(unknown)}"
@@ -85,37 +87,3 @@ def why_not_plain(
     if is_bidirectional and any(batch.bidirectional_spans or ()):
         return "full attention within image spans"
     return "a custom mask" if has_mask else None
-
-
-def join_rope(
-    q: torch.Tensor, k: torch.Tensor | None, layer: RadixAttention, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """q as [T, H, d]; rotary parts that come apart are joined to q and k."""
-    q_rope, k_rope, num_heads = kwargs.get("q_rope"), kwargs.get("k_rope"), layer.tp_q_head_num
-    if q_rope is not None:
-        q = torch.cat([x.reshape(len(x), num_heads, -1) for x in (q, q_rope)], dim=-1)
-    if k_rope is not None and k is not None:
-        k = torch.cat([k, k_rope.reshape(len(k), layer.tp_k_head_num, -1)], dim=-1)
-    return q.reshape(-1, num_heads, layer.qk_head_dim), k
-
-
-def save_new(
-    k: torch.Tensor | None, v: torch.Tensor | None, layer: RadixAttention, batch: ForwardBatch
-) -> None:
-    """Write new keys and values to their slots."""
-    if k is None or v is None:
-        return
-    pool, loc = batch.token_to_kv_pool, batch.out_cache_loc
-    if pool.get_key_buffer(layer.layer_id).element_size() == 1:
-        pool.set_kv_buffer(layer, loc, k, v, layer.k_scale, layer.v_scale)
-    else:
-        pool.set_kv_buffer(layer, loc, k, v)
-
-
-def paged_buffers(
-    layer: RadixAttention, batch: ForwardBatch, page_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys [pages, page, K, d] and values [pages, page, K, d_v] of the layer's cache: views of the pool."""
-    pool, layer_id = batch.token_to_kv_pool, layer.layer_id
-    keys, values = pool.get_key_buffer(layer_id), pool.get_value_buffer(layer_id)
-    return keys.unflatten(0, (-1, page_size)), values.unflatten(0, (-1, page_size))

@@ -1,9 +1,9 @@
-"""Attention by FlashAttention 3 from the package sglang-kernel, for Hopper GPUs. Nothing is planned: kernels read a table of pages."""
+"""Attention by FlashAttention 3 from the package sglang-kernel, for Hopper GPUs. Kernels read a table of pages; how they share keys is planned on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,14 @@ from sglang.srt.utils.upload import upload, upload_into
 _DTYPES = (torch.float16, torch.bfloat16)
 _MAX_DIM = 256
 _DIM_MULTIPLE = 8
+# The longest pages that kernels are told of. Where a page holds a tile of keys (64 and more) they may read it as a whole, with the values that
+# stand behind the end of a request: what an earlier one left there. From shorter pages they read what they are to read.
+_MAX_PAGE = 32
+
+
+def kernel_page_size(page_size: int) -> int:
+    """Slots of the pages that kernels read: the cache's, or equal parts of them."""
+    return next(size for size in range(_MAX_PAGE, 0, -1) if page_size % size == 0)
 
 
 @dataclass
@@ -29,6 +37,8 @@ class Fa3Step(PackagedStep):
     query_starts: torch.Tensor | None = None  # [B + 1]
     pages: torch.Tensor | None = None  # [B, W]
     max_new: int = 1
+    # By kind: the first layer that asked for it, and how programs share the keys.
+    schedules: dict[AttentionKind, tuple[int, torch.Tensor]] = field(default_factory=dict)
 
 
 class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
@@ -41,9 +51,10 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
     ) -> None:
         from sgl_kernel import flash_attn
 
-        super().__init__(table, page_size, create_other)
+        super().__init__(table, kernel_page_size(page_size), create_other)
         self._over_cache: Callable[..., torch.Tensor] = flash_attn.flash_attn_with_kvcache
         self._over_prompts: Callable[..., torch.Tensor] = flash_attn.flash_attn_varlen_func
+        self._plan: Callable[..., torch.Tensor] = flash_attn.get_scheduler_metadata
         self._graph_pages: torch.Tensor | None = None
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -77,7 +88,8 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
         pages = build_page_table(step.requests)
         step.pages[:, : pages.shape[1]] = pages
 
-    def why_no_kernel(self, kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
+    @staticmethod
+    def why_no_kernel(kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
         if kind.q_dtype not in _DTYPES:
             return f"queries in {kind.q_dtype}"
         if kind.is_fp8:
@@ -124,6 +136,8 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
         if step.pages is None:
             assert step.requests is not None, "the step has no requests"
             step.pages = build_page_table(step.requests)
+        if not kind.is_latent:
+            options["scheduler_metadata"] = self._schedule(step, kind, layer.layer_id)
         return self._over_cache(
             q,
             keys,
@@ -135,12 +149,43 @@ class Fa3AttnBackend(PackagedAttnBackend[Fa3Step]):
             **options,
         )
 
+    def _schedule(self, step: Fa3Step, kind: AttentionKind, layer_id: int) -> torch.Tensor:
+        """How the programs of an attention share its keys, for all layers of a kind: a kernel of its own, which each layer would launch.
+
+        The layer that made it makes it anew: then the step runs again, to be captured, and the graph must hold the kernel.
+        """
+        first, schedule = step.schedules.get(kind, (layer_id, None))
+        if schedule is None or first == layer_id:
+            assert step.lens is not None and step.pages is not None
+            schedule = self._plan(
+                len(step.lens),
+                step.max_new,
+                step.pages.shape[1] * self.page_size,
+                kind.num_heads,
+                kind.num_kv_heads,
+                kind.dim,
+                step.lens,
+                qkv_dtype=kind.q_dtype,
+                headdim_v=kind.v_dim,
+                cu_seqlens_q=step.query_starts,
+                page_size=self.page_size,
+                causal=True,
+                window_size=_window(kind),
+                has_softcap=kind.cap > 0,
+            )
+            step.schedules[kind] = first, schedule
+        return schedule
+
+
+def _window(kind: AttentionKind) -> tuple[int, int]:
+    return (kind.window, 0) if kind.window > 0 else (-1, -1)
+
 
 def _options(kind: AttentionKind, sinks: torch.Tensor | None) -> dict[str, Any]:
     return {
         "softmax_scale": kind.scaling,
         "causal": True,
-        "window_size": (kind.window, 0) if kind.window > 0 else (-1, -1),
+        "window_size": _window(kind),
         "softcap": kind.cap,
         # The kernel reads bfloat16 only, whatever the queries are.
         "sinks": None if sinks is None else sinks.to(torch.bfloat16),

@@ -84,7 +84,8 @@ class FlashInferAttnBackend(PackagedAttnBackend[FlashInferStep]):
         for kind, plan in step.plans.items():
             step.make_plan(kind, plan)
 
-    def why_no_kernel(self, kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
+    @staticmethod
+    def why_no_kernel(kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
         if has_sinks:
             return "attention sinks"
         if kind.q_dtype not in _DTYPES:

@@ -13,16 +13,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from sglang.srt.layers.attention.attention_kind import (
-    AttentionKind,
-    join_rope,
-    kind_of,
-    paged_buffers,
-    save_new,
-    why_not_plain,
-)
+from sglang.srt.layers.attention.attention_kind import AttentionKind, kind_of, why_not_plain
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.declined_layers import DeclinedLayers
+from sglang.srt.layers.attention.finite_values import move_to_keys
+from sglang.srt.layers.attention.layer_inputs import join_rope, paged_buffers, save_new
 from sglang.srt.layers.attention.page_index import (
     PagedRequests,
     find_graph_requests,
@@ -48,6 +43,11 @@ class PackagedStep(StepMetadata):
         """Has a request keys of earlier steps?"""
         found = self.requests
         return found is not None and bool((found.lens > found.new_lens).any())
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Are there several requests?"""
+        return self.requests is not None and len(self.requests.lens) > 1
 
 
 Step = TypeVar("Step", bound=PackagedStep)
@@ -95,8 +95,9 @@ class PackagedAttnBackend(AttentionBackend, Generic[Step]):
     def update_step(self, step: Step) -> None:
         """Bring the buffers of a captured step up to its requests, without waiting for the device."""
 
+    @staticmethod
     @abstractmethod
-    def why_no_kernel(self, kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
+    def why_no_kernel(kind: AttentionKind, has_sinks: bool, is_prompts: bool) -> str | None:
         """What the package has no kernel for; None if it has one. `is_prompts`: the cache is not read."""
 
     @abstractmethod
@@ -231,6 +232,8 @@ class PackagedAttnBackend(AttentionBackend, Generic[Step]):
         if save_kv_cache:
             save_new(k, v, layer, forward_batch)
         if is_prompts and k is not None and v is not None:
+            if step.has_neighbours:
+                move_to_keys(k, v)
             return self.attend_prompts(step, kind, q, k, v, sinks).flatten(1)
         return self.attend_cache(step, kind, q, cache, layer, sinks).flatten(1)
 

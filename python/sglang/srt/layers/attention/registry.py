@@ -11,13 +11,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sglang.srt.configs.hf_config import ModelFacts
 from sglang.srt.distributed import get_tensor_model_parallel_world_size
 from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.model_needs import ServedModel
 
 BackendFactory = Callable[[Any], AttentionBackend]
 BackendMemory = Callable[[Any], int]
@@ -103,10 +105,10 @@ def _create_triton(model_runner: Any) -> AttentionBackend:
     )
 
 
-def _graph_page_bytes(model_runner: Any) -> int:
+def _graph_page_bytes(model_runner: Any, page_size: int) -> int:
     """An int32 for every page that the requests of the largest captured decode can have."""
     config = model_runner.config
-    pages = -(-model_runner.model_config.row_width // config.page_size)
+    pages = -(-model_runner.model_config.row_width // page_size)
     sizes, most = config.graph_batch_sizes, config.max_running_requests
     # The smallest that holds all requests there can be is the largest that is captured.
     enough = (size for size in sizes if most is not None and size >= most)
@@ -121,7 +123,8 @@ def _flashinfer_memory(model_runner: Any) -> int:
         WORKSPACE_BYTES,
     )
 
-    return WORKSPACE_BYTES + NUM_PLANS * PLAN_BYTES + _graph_page_bytes(model_runner)
+    pages = _graph_page_bytes(model_runner, model_runner.config.page_size)
+    return WORKSPACE_BYTES + NUM_PLANS * PLAN_BYTES + pages
 
 
 @register_attention_backend("flashinfer", memory=_flashinfer_memory)
@@ -139,7 +142,13 @@ def _create_flashinfer(model_runner: Any) -> AttentionBackend:
     )
 
 
-@register_attention_backend("fa3", memory=_graph_page_bytes)
+def _fa3_memory(model_runner: Any) -> int:
+    from sglang.srt.layers.attention.fa3_backend import kernel_page_size
+
+    return _graph_page_bytes(model_runner, kernel_page_size(model_runner.config.page_size))
+
+
+@register_attention_backend("fa3", memory=_fa3_memory)
 def _create_fa3(model_runner: Any) -> AttentionBackend:
     _check_gpu("fa3", model_runner)
     _check_hopper(model_runner.device)
@@ -154,19 +163,12 @@ def _create_fa3(model_runner: Any) -> AttentionBackend:
     )
 
 
-def why_no_kernels(name: str, facts: ModelFacts) -> str | None:
-    """Why a backend would leave every layer of a model to another one; None if it has kernels for the model's head dims."""
-    if name != "flashinfer":
-        return None
-    from sglang.srt.layers.attention.attention_kind import LATENT_DIMS
-    from sglang.srt.layers.attention.flashinfer_backend import HEAD_DIMS
+def why_no_kernels(name: str, model_config: ServedModel) -> str | None:
+    """Why a backend would leave most layers of a model to another one, or could not run them; None if it has kernels for them."""
+    from sglang.srt.layers.attention.model_needs import ModelNeeds
 
-    if facts.mla is None:
-        dims, has_kernels = (facts.head_dim, facts.head_dim), facts.head_dim in HEAD_DIMS
-    else:
-        dims = (facts.mla.cache_dim, facts.mla.kv_lora_rank)
-        has_kernels = dims == LATENT_DIMS
-    return None if has_kernels else f"{name} has no kernels for head dims {dims[0]} and {dims[1]}"
+    reason = ModelNeeds.of(model_config).why_declined(name)
+    return None if reason is None else f"{name} has no kernels for {reason}"
 
 
 def _check_package(name: str, package: str, module: str, is_hidden: bool = False) -> None:

@@ -78,7 +78,11 @@ def norm_rope_store(
     )
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit(
+    do_not_specialize=["eps"],
+    # They are pieces of one upload: where they begin depends on the number of tokens.
+    do_not_specialize_on_alignment=["positions", "slots"],
+)
 def _norm_rope_store_kernel(
     q,
     k,

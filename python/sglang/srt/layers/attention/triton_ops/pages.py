@@ -37,7 +37,11 @@ def gather_pages(
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["bounds_stride"],
+    # Rows and bounds are pieces of one upload, pages of a buffer: where they begin depends on the requests.
+    do_not_specialize_on_alignment=["rows", "bounds", "pages"],
+)
 def _gather_kernel(
     table, rows, bounds, pages, table_stride, bounds_stride, PAGE: tl.constexpr, BLOCK: tl.constexpr
 ):
