@@ -18,7 +18,7 @@ import torch
 
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix, Gate
 from sglang.srt.layers.moe.experts import run_plain
-from sglang.srt.layers.moe.fused_experts import run_fused
+from sglang.srt.layers.moe.fused_experts import run_fused, shape_of
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Shape, choose_tiles
 
@@ -109,22 +109,6 @@ def eager_seconds(call: Callable[[], object], rounds: int = 5) -> float:
     return statistics.median(found)
 
 
-def shape_of(sizes: Sizes, num_tokens: int, weights: str) -> Shape:
-    """What `run_fused` asks tiles for."""
-    return Shape(
-        num_tokens=num_tokens,
-        num_choices=num_tokens * sizes.top_k,
-        num_experts=sizes.num_experts,
-        num_local=sizes.num_experts,
-        hidden=sizes.hidden,
-        inner=sizes.inner,
-        is_gated=True,
-        row_bytes=1 if weights == "channel" else 2,
-        weight_bytes=2 if weights == "plain" else 1,
-        shared_memory=torch.cuda.get_device_properties(0).shared_memory_per_block_optin,
-    )
-
-
 def time_row(name: str, weights: str, num_tokens: int, shows_parts: bool) -> None:
     sizes = SIZES[name]
     first, second = make_matrices(sizes, weights)
@@ -142,7 +126,8 @@ def time_row(name: str, weights: str, num_tokens: int, shows_parts: bool) -> Non
         flush=True,
     )
     if shows_parts:
-        time_parts(first, second, x, routings, shape_of(sizes, num_tokens, weights))
+        shape = shape_of(first, second, config, num_tokens, sizes.top_k, x.dtype)
+        time_parts(first, second, x, routings, shape)
 
 
 def time_parts(

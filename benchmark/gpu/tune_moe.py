@@ -17,12 +17,12 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 import triton
-from time_moe import SIZES, Sizes, graph_seconds, make_matrices, make_routing, shape_of
+from time_moe import SIZES, Sizes, graph_seconds, make_matrices, make_routing
 from tuned_table import write_table
 
 from sglang.srt.layers.moe import tuned_tiles
 from sglang.srt.layers.moe.expert_matrix import ExpertMatrix
-from sglang.srt.layers.moe.fused_experts import run_fused
+from sglang.srt.layers.moe.fused_experts import run_fused, shape_of
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Shape, Tile, Tiles, rule_tiles
 from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
@@ -49,7 +49,9 @@ class Search:
         self._x = torch.randn(num_tokens, sizes.hidden, device="cuda", dtype=torch.bfloat16)
         self._routings = [make_routing(sizes, num_tokens) for _ in range(4)]
         self._deadline = deadline
-        self.shape: Shape = shape_of(sizes, num_tokens, weights)
+        self.shape: Shape = shape_of(
+            *self._matrices, self._config, num_tokens, sizes.top_k, self._x.dtype
+        )
         self._rule = rule_tiles(self.shape)
         self._want = self._call(self._rule, 0)().float()
 

@@ -206,8 +206,9 @@ def test_bad_values_are_refused_with_name_and_remedy(values: dict[str, Any], wor
 
 
 def test_chunk_must_be_whole_pages() -> None:
-    with pytest.raises(AssertionError, match="--chunked-prefill-size 100 must be a multiple of"):
-        ServerArgs(chunked_prefill_size=100, page_size=16)
+    for kind in (ConfigError, AssertionError):
+        with pytest.raises(kind, match="--chunked-prefill-size 100 must be a multiple of"):
+            ServerArgs(chunked_prefill_size=100, page_size=16)
     assert ServerArgs(chunked_prefill_size=-1, page_size=16).chunked_prefill_size == -1
 
 
@@ -424,8 +425,8 @@ def test_graph_batch_sizes() -> None:
     assert rules.graph_batch_sizes(8) == [1, 2, 4, 8]
     sizes = rules.graph_batch_sizes(600)
     assert sizes[:7] == [1, 2, 4, 8, 12, 16, 24]
-    assert [s for s in sizes if 240 <= s <= 600] == [
-        240, 248, 256, 272, 288, 304, 320, 336, 352, 368, 384, 400, 416, 432, 448, 464, 480, 496,
+    assert [s for s in sizes if 112 <= s <= 600] == [
+        112, 120, 128, 144, 160, 176, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384, 400, 416, 432, 448, 464, 480, 496,
         512, 544, 576,
     ]  # fmt: skip
 
@@ -615,6 +616,17 @@ def test_serve_reports_a_wrong_configuration(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as caught:
         launch_main(["--load-format", "zip"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("flag", ["--no-such-flag", "--load-format=zip", "--port"])
+def test_a_flag_that_cannot_be_read_is_one_line(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", flag])
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert flag.partition("=")[0] in printed and "sglang serve --help" in printed
 
 
 def test_check_env_prints_key_value_lines(

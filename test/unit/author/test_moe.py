@@ -205,6 +205,13 @@ def test_empty_and_refused_routing() -> None:
 # --- experts
 
 
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_more_choices_than_experts_are_refused(top_k: int) -> None:
+    with pytest.raises(ConfigError, match=f"top_k={top_k} of the experts at 'mlp.experts'.*4"):
+        FusedMoE(4, WIDTH, WIDTH, layer_id=0, top_k=top_k, prefix="mlp.experts")
+    assert FusedMoE(4, WIDTH, WIDTH, layer_id=0, top_k=4).top_k == 4
+
+
 def weights(rows: int = 2 * WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(E, rows, D) * 0.3, torch.randn(E, D, WIDTH) * 0.3
 

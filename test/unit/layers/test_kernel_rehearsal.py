@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sglang.srt.model_executor import cuda_graph_runner
+from sglang.srt.model_executor.idle_compiling import IdleCompiling
 from sglang.srt.model_executor.kernel_rehearsal import KernelRehearsal
 
 CPU = torch.device("cpu")
@@ -22,14 +23,12 @@ CASES = Path(__file__).with_name("rehearsal_cases.py")
 
 
 class Compiled:
-    """A compiled kernel, and the promise of one. Asking for `run` loads it."""
+    """A compiled kernel. Asking for `run` loads it."""
 
     def __init__(self, kernel: Kernel, specialization: str) -> None:
+        if specialization == "refused":
+            raise RuntimeError("no such operation")
         self._kernel, self._specialization = kernel, specialization
-
-    def result(self, ignore_errors):
-        assert ignore_errors
-        return None if self._specialization == "refused" else self
 
     @property
     def run(self):
@@ -66,7 +65,7 @@ class Kernel:
         assert self._triton.knobs.runtime.jit_cache_hook is None, "nothing would be compiled"
         assert self._triton.pools, "one thread would do it all"
         self.compiled.append(specialization)
-        return Compiled(self, specialization)
+        self._triton.pools[-1].submit(lambda: Compiled(self, specialization))
 
 
 @pytest.fixture
@@ -79,12 +78,19 @@ def triton(monkeypatch):
     class AsyncCompileMode:
         def __init__(self, pool, *, ignore_errors):
             assert ignore_errors
+            self._pool, self._futures = pool, []
+
+        def submit(self, compile):
+            self._futures.append(self._pool.submit(compile))
 
         def __enter__(self):
             module.pools.append(self)
 
         def __exit__(self, *error):
             module.pools.remove(self)
+            for future in self._futures:
+                with contextlib.suppress(RuntimeError):
+                    future.result()
 
     module.AsyncCompileMode = AsyncCompileMode
     monkeypatch.setitem(sys.modules, "triton", module)
@@ -173,6 +179,7 @@ def test_a_prefill_that_a_model_cannot_do_is_left_to_its_capture(monkeypatch, er
     runner = cuda_graph_runner.CudaGraphRunner.__new__(cuda_graph_runner.CudaGraphRunner)
     vars(runner).update(
         _sizes=[1, 2],
+        _launch_more=None,
         _lay_out=lambda size, backend: "decode",
         _static_batch=lambda size, backend: "decode",
         _fill=lambda batch, size: None,
@@ -181,4 +188,53 @@ def test_a_prefill_that_a_model_cannot_do_is_left_to_its_capture(monkeypatch, er
     )
     prefill = SimpleNamespace(backend=None, lay_out=lambda count: "prefill")
     runner._compile_ahead(prefill)
-    assert ran == ["decode"] * 2 + ["prefill"] * (1 if error else 2) + ["compile"]
+    assert ran == ["prefill"] * (1 if error else 2) + ["decode"] * 2 + ["compile"]
+
+
+def test_of_the_captured_sizes_the_largest_up_to_each_power_of_two_are_rehearsed():
+    assert cuda_graph_runner._sizes_that_differ([1, 2, 4, 8, 12, 16, 24, 40, 48, 144]) == [
+        1, 2, 4, 8, 16, 24, 48, 144,
+    ]  # fmt: skip
+
+
+def test_each_form_of_a_launch_is_asked_for_once(triton):
+    """Triton, which has nothing compiled to remember, would look into the launches of every layer."""
+    kernel, rehearsal, asked = Kernel(triton), KernelRehearsal(), []
+    run = triton.JITFunction.run
+    triton.JITFunction.run = lambda *args, **kwargs: (
+        asked.append(args[1:]) or run(*args[:2], **kwargs)
+    )
+    odd = torch.zeros(32, dtype=torch.uint8)[1:]
+    values = (odd.new_zeros(8), odd, 1, 1.0, True, 2)
+    with rehearsal.pretend():
+        for value in (*values, *values, odd.new_zeros(99)):
+            triton.JITFunction.run(kernel, "a", value, grid=(len(asked),), warmup=False)
+    assert len(asked) == len(values)
+    with rehearsal.pretend():
+        triton.JITFunction.run(kernel, "a", 1, grid=(1,), warmup=False)
+    assert len(asked) == len(values) + 1
+
+
+def test_some_may_be_compiled_at_a_time_in_the_order_of_their_launches(triton):
+    kernel, rehearsal = Kernel(triton), KernelRehearsal()
+    with rehearsal.pretend():
+        for specialization in "abc":
+            kernel.launch(specialization)
+    rehearsal.compile(CPU, 2)
+    assert kernel.compiled == ["a", "b"] and len(rehearsal) == 1
+    rehearsal.compile(CPU, 2)
+    assert kernel.compiled == ["a", "b", "c"] and len(rehearsal) == 0
+
+
+def test_idle_moments_compile_what_is_left(triton, caplog):
+    kernel = Kernel(triton)
+    idle = IdleCompiling(lambda: [kernel.launch(name) for name in "abcdef"], CPU)
+    assert [idle.compile_next() for _ in range(3)] == [True, True, False]
+    assert kernel.compiled == list("abcdef") and kernel.launched == []
+
+    def refuse() -> None:
+        kernel.launch("g")
+        raise RuntimeError("no room")
+
+    assert not IdleCompiling(refuse, CPU).compile_next()
+    assert "not compiled beforehand: no room" in caplog.text

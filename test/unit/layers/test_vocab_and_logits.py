@@ -22,6 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardMode,
 )
 from sglang.srt.platforms import CpuPlatform
+from sglang.srt.utils.errors import ConfigError
 
 VOCAB, WIDTH = 70, 8
 
@@ -83,6 +84,23 @@ def test_head_ties_and_has_no_forward():
     assert head.weight is embed.weight
     with pytest.raises(RuntimeError, match="LogitsProcessor"):
         head(torch.tensor([0]))
+
+
+@pytest.mark.parametrize(("size", "num_ranks"), [(VOCAB, 1), (128, 2)])
+def test_a_head_whose_rows_are_not_in_the_order_of_tokens_is_refused(monkeypatch, size, num_ranks):
+    monkeypatch.setattr(vocab_parallel_embedding, "_ranks", lambda *_: (0, num_ranks))
+    with pytest.raises(
+        ConfigError, match=f"lm_head: num_embeddings={size + 2}.*{size} on {num_ranks}"
+    ):
+        ParallelLMHead(size + 2, WIDTH, org_num_embeddings=size, prefix="lm_head")
+    assert ParallelLMHead(size, WIDTH, org_num_embeddings=size).num_embeddings == size
+
+
+def test_a_head_with_added_tokens_on_one_rank_has_them_in_order():
+    head, hidden = ParallelLMHead(130, WIDTH, org_num_embeddings=128), torch.randn(3, WIDTH)
+    head.weight.data.copy_(torch.randn_like(head.weight))
+    found = LogitsProcessor(SimpleNamespace(vocab_size=130)).compute_logits(hidden, head)
+    torch.testing.assert_close(found, hidden @ head.weight[:130].T)
 
 
 def _config(**kwargs):

@@ -58,7 +58,7 @@ def edited(logits: torch.Tensor, specs: list[dict], masks=None) -> tuple[torch.T
     vocab, plain = logits.shape[1], logits.clone()
     wide = torch.zeros(len(logits), vocab + 30, device=EDIT_DEVICE)
     given = wide[:, :vocab].copy_(logits)
-    sampler._edit_logits(plain, edit_batch(specs, vocab, "cpu", masks))
+    sampler.edit_logits(plain, edit_batch(specs, vocab, "cpu", masks))
     batch = edit_batch(specs, vocab, EDIT_DEVICE, masks)
     if batch.columns.penalties is not None:
         sampler._penalize_in_kernels(batch.columns.penalties, given)

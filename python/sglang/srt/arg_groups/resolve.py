@@ -29,8 +29,10 @@ T = TypeVar("T")
 GIB = 1024  # in MiB, the unit of memory here
 _UNKNOWN_MEMORY_FRACTION = 0.88
 # MiB for each prompt token of a step. A token of a picture stands for up to four patches; each keeps its pixels
-# (1,176 float32 and a copy), about six vectors of the tower's width and two of its MLP's: some 40 KiB in bfloat16.
-# That is 0.16 MiB a token, times three: media that a step only begins are computed whole.
+# (1,176 float32 and a copy), about six vectors of the tower's width and two of its MLP's: some 40 KiB in bfloat16, 0.16 MiB
+# a token. Media that a step only begins are computed whole, but 4,096 tokens or one picture at a time
+# (`multimodal/tower_calls.py`): 0.6 GiB, or 2.6 GiB for the largest picture of Qwen2.5-VL, and the rows of the step's media beside
+# it. `test/gpu/media_memory.py` measures that.
 _MEDIA_RESERVE = 0.5
 _WIDE_DTYPES = ("float", "float32")
 _NO_GRAPH_BACKENDS = ("torch_native", "flex_attention")
@@ -249,7 +251,7 @@ def memory_fraction(
 
 def graph_batch_sizes(max_bs: int) -> list[int]:
     """Captured batch sizes up to `max_bs`: dense where padding costs most."""
-    sizes = [1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 512, 16), *range(512, max_bs + 1, 32)]
+    sizes = [1, 2, 4, 8, 12, *range(16, 129, 8), *range(144, 512, 16), *range(512, max_bs + 1, 32)]
     return [size for size in sizes if size <= max_bs]
 
 

@@ -1,4 +1,4 @@
-"""Where a graph compiler would cut a model into parts."""
+"""Where a graph compiler would cut a model into parts. Compatibility: nothing is cut."""
 
 from __future__ import annotations
 

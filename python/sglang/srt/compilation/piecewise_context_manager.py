@@ -1,4 +1,4 @@
-"""What operators would read while parts of a model are captured or replayed."""
+"""What operators would read while parts of a model are captured or replayed. Compatibility: that never happens."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Expert placement, as far as model files ask about it. Experts stay where their ids say."""
+"""Expert placement, as far as model files ask about it. Compatibility: experts stay where their ids say."""

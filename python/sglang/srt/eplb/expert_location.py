@@ -1,4 +1,4 @@
-"""What a model class says about its experts so that they could be moved between ranks. Nobody moves them."""
+"""What a model class says about its experts so that they could be moved between ranks. Compatibility: nobody moves them."""
 
 from __future__ import annotations
 

@@ -74,22 +74,28 @@ class Sampler(nn.Module):
         return output
 
     def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> SampleOutput:
-        _edit_logits(logits, batch)
+        edit_logits(logits, batch)
         columns, logprobs = batch.columns, None
         if batch.logprobs is not None:  # first: drawing scales the logits in place
             scaled = self._logprob_logits(logits, batch.logprobs, columns)
-        choose = self._choose_in_kernels if self._suits_kernel(logits, batch) else self._choose
-        next_ids, bad = choose(logits, batch)
+        next_ids, bad = self.choose(logits, batch)
         if batch.logprobs is not None:
             logprobs = _compute_logprobs(scaled, next_ids, batch.logprobs)
         if columns.penalties is not None:
             columns.penalties.record(next_ids)
         return SampleOutput(next_ids=next_ids, bad=bad, logprobs=logprobs)
 
+    def choose(
+        self, logits: torch.Tensor, batch: SamplingBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [B] int64, and whether a row is bad [B] bool, of edited logits, which are overwritten."""
+        choose = self._choose_in_kernels if self._suits_kernel(logits, batch) else self._choose
+        return choose(logits, batch)
+
     def _choose(
         self, logits: torch.Tensor, batch: SamplingBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids [B] int64, and whether a row is bad [B] bool."""
+        """`choose` in plain torch, by sorting."""
         best, next_ids = logits.max(dim=-1)  # a NaN is its row's maximum
         bad, columns = ~torch.isfinite(best), batch.columns
         if columns.all_greedy:
@@ -111,7 +117,7 @@ class Sampler(nn.Module):
     def _choose_in_kernels(
         self, logits: torch.Tensor, batch: SamplingBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `_choose`, without a sort."""
+        """`choose` without a sort."""
         from sglang.srt.layers.triton_ops.choose import Draw, choose_tokens
         from sglang.srt.layers.triton_ops.choose_kept import choose_kept
 
@@ -322,8 +328,8 @@ def _token_range(probs: torch.Tensor) -> torch.Tensor:
     return torch.arange(probs.shape[-1], device=probs.device).unsqueeze(0)
 
 
-def _edit_logits(logits: torch.Tensor, batch: SamplingBatch) -> None:
-    """Penalties, bias and masks, in this order, in place."""
+def edit_logits(logits: torch.Tensor, batch: SamplingBatch) -> None:
+    """Penalties, bias and masks, in this order, in place in `logits` [B, V] float32."""
     columns = batch.columns
     in_kernels = logits.is_cuda and has_triton()
     if columns.penalties is not None:

@@ -27,6 +27,7 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig, Quant
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from sglang.srt.layers.weight_placement import copy_into
 from sglang.srt.utils import ceil_align, set_weight_attrs
+from sglang.srt.utils.errors import ConfigError
 
 DEFAULT_VOCAB_PADDING_SIZE = 64
 
@@ -171,7 +172,10 @@ class VocabParallelEmbedding(torch.nn.Module):
 
 
 class ParallelLMHead(VocabParallelEmbedding):
-    """An output head with the layout of the embedding. Only `LogitsProcessor` computes with it."""
+    """An output head with the layout of the embedding. Only `LogitsProcessor` computes with it.
+
+    Raises ConfigError for added tokens behind padding or on several ranks: logits are taken in the order of rows.
+    """
 
     def __init__(
         self,
@@ -198,6 +202,12 @@ class ParallelLMHead(VocabParallelEmbedding):
             use_attn_tp_group=use_attn_tp_group,
             use_presharded_weights=use_presharded_weights,
         )
+        in_order = self.tp_size == 1 and self.org_vocab_size_padded == self.org_vocab_size
+        if self.num_embeddings > self.org_vocab_size and not in_order:
+            raise ConfigError(
+                f"{prefix or 'the output head'}: num_embeddings={num_embeddings} with org_num_embeddings={org_num_embeddings} on "
+                f"{self.tp_size} ranks is not implemented; give both the size of the whole vocabulary"
+            )
         if bias:
             dtype = params_dtype or torch.get_default_dtype()
             rows = torch.empty(self.num_embeddings_per_partition, dtype=dtype)

@@ -34,9 +34,6 @@ from sglang.srt.utils.start_clock import StartClock
 
 logger = logging.getLogger(__name__)
 
-# The first so many captured sizes, up to 72 requests, differ in kernels; above them only tiles that are chosen alike.
-_SMALL_SIZES = 13
-
 # Decodes of up to so many requests are a chain of short kernels, in which ours begin while the one before still runs.
 SMALL_DECODE = 4
 
@@ -78,6 +75,7 @@ class CudaGraphRunner:
         pools: the fields of a batch that name the pools.
         platform: the device, and its memory figures.
         small_backend: attends in smaller decodes and in prefills; None: `backend` attends in all decodes, prefills are not captured.
+        launch_more: launches kernels of steps that are not captured, to be compiled with the others in a rehearsal.
 
     Raises RuntimeError when the model does something that cannot be captured, torch.OutOfMemoryError when memory runs out.
     """
@@ -90,6 +88,7 @@ class CudaGraphRunner:
         pools: dict[str, Any],
         platform: Platform,
         small_backend: AttentionBackend | None = None,
+        launch_more: Callable[[], None] | None = None,
     ) -> None:
         self._sizes = list(config.batch_sizes)
         self._pad = config.pad
@@ -98,6 +97,7 @@ class CudaGraphRunner:
         self._forward = forward
         self._backend = backend
         self._small_backend = small_backend
+        self._launch_more = launch_more
         self._pools = pools
         self._platform = platform
         self._padding_len = backend.get_cuda_graph_seq_len_fill_value()
@@ -255,13 +255,16 @@ class CudaGraphRunner:
         logger.info("Compiled or read %d kernels in %.2f s", num_kernels, spent)
 
     def _rehearse_steps(self, prefill: PrefillGraphRunner) -> None:
-        for size in sorted({*self._sizes[:_SMALL_SIZES], self._sizes[-1]}):
-            self._forward(self._lay_out(size, prefill.backend))
-        self._fill(self._static_batch(self._sizes[0], prefill.backend), self._sizes[0])
+        """What takes the longest to compile comes first: attention, that of prefills before that of decodes."""
         # Whatever a model file cannot do comes up again at the capture, which says so and goes on without prefills.
         with contextlib.suppress(Exception):
-            for count in (TOKEN_COUNTS[0], TOKEN_COUNTS[-1]):
+            for count in (TOKEN_COUNTS[-1], TOKEN_COUNTS[0]):
                 self._forward(prefill.lay_out(count))
+        for size in _sizes_that_differ(self._sizes):
+            self._forward(self._lay_out(size, prefill.backend))
+        self._fill(self._static_batch(self._sizes[0], prefill.backend), self._sizes[0])
+        if self._launch_more is not None:
+            self._launch_more()
 
     def _capture_prefills(self, runner: PrefillGraphRunner, pool: Any) -> bool:
         """False where the model cannot."""
@@ -322,6 +325,11 @@ class CudaGraphRunner:
         """What attends in a captured decode of `size` requests."""
         small = self._small_backend
         return small if small is not None and size <= SMALL_DECODE else self._backend
+
+
+def _sizes_that_differ(sizes: list[int]) -> list[int]:
+    """Of the ascending `sizes` the largest up to each power of two: tiles are chosen for these."""
+    return list({(size - 1).bit_length(): size for size in sizes}.values())
 
 
 def may_rehearse(model: nn.Module) -> bool:

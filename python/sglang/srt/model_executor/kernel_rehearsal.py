@@ -12,8 +12,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -48,29 +48,19 @@ class KernelRehearsal:
         finally:
             runtime.jit_cache_hook, kernels.run = before
 
-    def compile(self, device: torch.device) -> float:
-        """Compile what was noted and load it on `device`; returns the seconds it took.
+    def compile(self, device: torch.device, at_most: int | None = None) -> float:
+        """Compile what was noted, `at_most` so many of it, and load it on `device`; returns the seconds it took.
 
-        A kernel that cannot be compiled or loaded says so where it is launched.
+        What was noted first begins first. A kernel that cannot be compiled or loaded says so where it is launched.
         """
         started = time.perf_counter()
-        if self._found:
-            threads = min(len(self._found), _MOST_THREADS, os.cpu_count() or 1)
+        keys = list(self._found)[:at_most]
+        if keys:
+            kernels = [(self._found.pop(key), key[-1]) for key in keys]
+            threads = min(len(kernels), _MOST_THREADS, os.cpu_count() or 1)
             with ThreadPoolExecutor(threads, "compile", _use, (device,)) as pool:
-                self._compile_with(pool)
-            self._found.clear()
+                _compile_with(_CompileAndLoad(pool), kernels)
         return time.perf_counter() - started
-
-    def _compile_with(self, pool: ThreadPoolExecutor) -> None:
-        import triton
-
-        with triton.AsyncCompileMode(pool, ignore_errors=True):
-            kernels = [
-                kernel.preload(specialization)
-                for (*_, specialization), kernel in self._found.items()
-            ]
-        for _ in pool.map(_load, kernels):
-            pass
 
     def _note(self, *, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         """Triton asks this before it compiles; True keeps it from compiling, and from launching."""
@@ -81,15 +71,53 @@ class KernelRehearsal:
         return True
 
 
+class _CompileAndLoad(Executor):
+    """Has each kernel make its launcher and load its code too, which it does otherwise when it is first launched.
+
+    A launcher takes another compiler, which runs beside the compiling of others.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def submit(self, compile: Callable[[], Any], /) -> Future[Any]:  # type: ignore[override]
+        return self._pool.submit(lambda: _loaded(compile()))
+
+
+def _compile_with(executor: Executor, kernels: list[tuple[Any, str]]) -> None:
+    import triton
+
+    with triton.AsyncCompileMode(executor, ignore_errors=True):
+        for kernel, specialization in kernels:
+            kernel.preload(specialization)
+
+
 def _without_launch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton's `JITFunction.run`, which for our kernels is asked to warm up only: then it stops before the launch."""
+    """Triton's `JITFunction.run`, which for our kernels is asked to warm up only: then it stops before the launch.
+
+    Each form of a launch is asked for once: a kernel that is not compiled is not remembered by Triton, which would find out what it is
+    for each layer anew.
+    """
+    asked: set[Hashable] = set()
 
     def run_ours(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-        if kernel.module.startswith(OURS):
-            kwargs["warmup"] = True
-        return run(kernel, *args, **kwargs)
+        if not kernel.module.startswith(OURS):
+            return run(kernel, *args, **kwargs)
+        options = ((name, _form(value)) for name, value in kwargs.items() if name != "grid")
+        form = (id(kernel), *map(_form, args), *options)
+        if form in asked:
+            return None
+        asked.add(form)
+        return run(kernel, *args, **kwargs | {"warmup": True})
 
     return run_ours
+
+
+def _form(value: Any) -> Hashable:
+    """What Triton can tell of an argument, or more: a kernel for each."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    return type(value), value
 
 
 def _use(device: torch.device) -> None:
@@ -98,11 +126,9 @@ def _use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _load(future: Any) -> None:
-    """Have a compiled kernel make its launcher and load its code, which it does when its launcher is first asked for."""
+def _loaded(kernel: Any) -> Any:
     try:
-        compiled = future.result(ignore_errors=True)
-        if compiled is not None:
-            compiled.run  # noqa: B018  (a property with that effect)
+        kernel.run  # noqa: B018  (a property with that effect)
     except Exception as error:  # boundary of the thread: the launch meets the error again
         logger.debug("A kernel was not loaded ahead: %s: %s", type(error).__name__, error)
+    return kernel

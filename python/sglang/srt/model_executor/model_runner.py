@@ -13,8 +13,10 @@ import torch
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.distributed import get_tp_group
 from sglang.srt.distributed.agreement import all_can
+from sglang.srt.layers.attention.finite_values import launch_moves
 from sglang.srt.layers.attention.long_prompt_plans import LongPromptPlans, shapes_of
 from sglang.srt.layers.attention.registry import attention_memory, create_attention_backend
+from sglang.srt.layers.moe.kernel_forms import launch_expert_forms
 from sglang.srt.layers.rotary_embedding import SwitchedRotaryEmbedding
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.batch_builder import BatchBuilder
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 CPU_POOL_SHARE = 0.5
 MIN_POOL_TOKENS = 64
 DEFAULT_ROWS = {"cpu": 256, "cuda": 4096}
+# Of one step's prompts; kernels for more are compiled when they are needed.
+MOST_STEP_TOKENS = 16384
 # Without a limit from the user there is a row for so many tokens of the pool.
 TOKENS_PER_ROW = 64
 
@@ -204,12 +208,19 @@ class ModelRunner:
                     },
                     self.platform,
                     self._small_backend(),
+                    self._launch_more,
                 )
         except (RuntimeError, NotImplementedError) as error:
             logger.warning(
                 "Decode steps of %s are not captured: %s", type(self.model).__name__, error
             )
             return None
+
+    def _launch_more(self) -> None:
+        """Kernels of steps that are not captured, in every form that prompts of any length need."""
+        launch_expert_forms(self.model, MOST_STEP_TOKENS)
+        if not {"fa3", "flashinfer"}.isdisjoint(self.config.attention_backend.split("+")):
+            launch_moves(self.model, self.dtype, self.device)
 
     def _small_backend(self) -> AttentionBackend | None:
         """What attends in captured prefills, which are short, and in the smallest captured decodes, whatever runs the others: triton.

@@ -18,7 +18,10 @@ from sglang.srt.environ import envs
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.prompt_logprobs import PromptRows
 from sglang.srt.layers.sampler import Sampler
+from sglang.srt.layers.sampling_forms import launch_sampling_forms
+from sglang.srt.layers.triton_ops import has_triton
 from sglang.srt.managers.step_plan import RowLogprobs, StepError, StepPlan, StepResult
+from sglang.srt.model_executor.idle_compiling import IdleCompiling
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.platforms.device_errors import STEP_FLAGS, is_out_of_memory, tried_to_allocate
 from sglang.srt.sampling.row_masks import RowMasks
@@ -44,6 +47,7 @@ class TpWorker:
             check_nan=check_nan,
         )
         self._begun: _ForwardPass | None = None
+        self._idle_compiling = self._sampling_kernels()
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Both parts of a plan without grammars."""
@@ -110,7 +114,15 @@ class TpWorker:
 
     def prepare(self) -> bool:
         """Make use of an idle moment; False when there is no more to prepare."""
-        return self._runner.prepare()
+        if self._runner.prepare():
+            return True
+        return self._idle_compiling is not None and self._idle_compiling.compile_next()
+
+    def _sampling_kernels(self) -> IdleCompiling | None:
+        if not self._runner.platform.is_cuda or not has_triton():
+            return None
+        device, vocab_size = self._runner.device, self._runner.model_config.vocab_size
+        return IdleCompiling(lambda: launch_sampling_forms(vocab_size, device), device)
 
     def close(self) -> None:
         """No step may follow."""

@@ -9,6 +9,7 @@ The first product ends with the activation, the second of few tokens with the we
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +18,10 @@ from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.tiles import Shape, Tiles, choose_tiles
 from sglang.srt.layers.quantization.fp8_math import round_activations, round_with
 from sglang.srt.layers.triton_ops import has_triton
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.triton_ops.moe.sort import Blocks
+    from sglang.srt.layers.triton_ops.moe.total import Share
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of compute capability: where bfloat16, and where codes of eight bits can be multiplied.
@@ -65,9 +70,36 @@ def run_fused(
         # One row for each choice.
         rows = (x[:, None] * weights[..., None]).to(x.dtype).flatten(0, 1)
         share = Share(None, factor)
-    tiles = tiles or choose_tiles(_shape(x, first, second, ids, config))
+    tiles = tiles or choose_tiles(
+        shape_of(first, second, config, ids.shape[0], ids.shape[1], x.dtype)
+    )
     run = _run_singly if tiles.is_single else _run_grouped
     return run(rows, first, second, ids, share, config, tiles, x.dtype)
+
+
+def shape_of(
+    first: ExpertMatrix,
+    second: ExpertMatrix,
+    config: MoeRunnerConfig,
+    num_tokens: int,
+    top_k: int,
+    dtype: torch.dtype,
+) -> Shape:
+    """What tiles are chosen by, for activations of `dtype`."""
+    num_local, hidden, inner = second.weight.shape
+    return Shape(
+        num_tokens=num_tokens,
+        num_choices=num_tokens * top_k,
+        num_experts=config.num_experts or num_local,
+        num_local=num_local,
+        hidden=hidden,
+        inner=inner,
+        is_gated=config.is_gated,
+        row_bytes=1 if first.kind == "channel" else dtype.itemsize,
+        weight_bytes=first.weight.element_size(),
+        may_be_single=not config.no_combine,
+        shared_memory=_shared_memory(first.weight.device),
+    )
 
 
 def _run_singly(
@@ -75,7 +107,7 @@ def _run_singly(
     first: ExpertMatrix,
     second: ExpertMatrix,
     ids: torch.Tensor,
-    share: object,
+    share: Share,
     config: MoeRunnerConfig,
     tiles: Tiles,
     dtype: torch.dtype,
@@ -95,24 +127,40 @@ def _run_grouped(
     first: ExpertMatrix,
     second: ExpertMatrix,
     ids: torch.Tensor,
-    share: object,
+    share: Share,
     config: MoeRunnerConfig,
     tiles: Tiles,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    from sglang.srt.layers.triton_ops.moe.grouped import grouped_product
     from sglang.srt.layers.triton_ops.moe.sort import sort_by_expert
     from sglang.srt.layers.triton_ops.moe.total import add_up
 
-    num_experts, num_choices = first.weight.shape[0], ids.numel()
+    num_experts = first.weight.shape[0]
     blocks = sort_by_expert(ids, num_experts, tiles.block_m)
+    parts = multiply_blocks(rows, first, second, ids, blocks, config, tiles, dtype)
+    return add_up(parts, ids, num_experts, share, sums=not config.no_combine)
+
+
+def multiply_blocks(
+    rows: torch.Tensor,  # [T, D] or [n, D]
+    first: ExpertMatrix,
+    second: ExpertMatrix,
+    ids: torch.Tensor,
+    blocks: Blocks,
+    config: MoeRunnerConfig,
+    tiles: Tiles,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # [n, D]
+    """What each choice's expert gives, without its weight."""
+    from sglang.srt.layers.triton_ops.moe.grouped import grouped_product
+
+    num_choices = ids.numel()
     hidden = grouped_product(
         *_round(rows, first, ids), first, Gate.of(config), blocks, num_choices, dtype, tiles.first
     )
-    parts = grouped_product(
+    return grouped_product(
         *_round(hidden, second, ids), second, None, blocks, num_choices, dtype, tiles.second
     )
-    return add_up(parts, ids, num_experts, share, sums=not config.no_combine)
 
 
 def _round(
@@ -129,29 +177,6 @@ def _round(
     experts = ids.flatten().long().clamp(0, matrix.weight.shape[0] - 1)
     scales = matrix.input_scale[experts]  # [n, 1]
     return round_with(rows, scales), scales
-
-
-def _shape(
-    x: torch.Tensor,
-    first: ExpertMatrix,
-    second: ExpertMatrix,
-    ids: torch.Tensor,
-    config: MoeRunnerConfig,
-) -> Shape:
-    num_local, hidden, inner = second.weight.shape
-    return Shape(
-        num_tokens=ids.shape[0],
-        num_choices=ids.numel(),
-        num_experts=config.num_experts or num_local,
-        num_local=num_local,
-        hidden=hidden,
-        inner=inner,
-        is_gated=config.is_gated,
-        row_bytes=1 if first.kind == "channel" else x.element_size(),
-        weight_bytes=first.weight.element_size(),
-        may_be_single=not config.no_combine,
-        shared_memory=_shared_memory(x.device),
-    )
 
 
 def _why_not_matrix(matrix: ExpertMatrix, dtype: torch.dtype) -> str | None:

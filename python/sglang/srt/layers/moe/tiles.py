@@ -15,6 +15,9 @@ from sglang.srt.layers.triton_ops import next_power_of_2
 # Of an H200; a rule for it is good enough for its relatives.
 _NUM_PROCESSORS = 132
 _SHARED_MEMORY = 227 * 1024
+# Choices of an expert, on average, up to which the rule has tiles of their own. Above the last (rate of multiplying over rate of reading)
+# weights are no longer what a product waits for.
+_AVERAGES = (8, 20, 170)
 # Programs for each processor below which a product is cut finer.
 _MIN_WAVES = 3
 
@@ -78,6 +81,12 @@ def choose_tiles(shape: Shape) -> Tiles:
     return rule_tiles(shape)
 
 
+def tile_bounds(shape: Shape) -> list[int]:
+    """Numbers of choices behind which `choose_tiles` may choose others; `shape` has any number of tokens."""
+    ends = [int(most * shape.num_experts) for most in _AVERAGES]
+    return [*range(shape.num_experts + 1), *ends, *TUNED.get(shape.key, ())]
+
+
 def rule_tiles(shape: Shape) -> Tiles:
     """What the shape suggests, whether or not it was measured."""
     # Choices that hardly ever meet in an expert: then every one reads its own weights anyway.
@@ -105,12 +114,12 @@ def _measured(shape: Shape) -> Tiles | None:
 
 def _rule(average: float) -> tuple[int, Tile, Tile]:
     """For 16-bit numbers and `average` choices of an expert. Reasoned from the rates of an H200; what was measured is in the table."""
-    if average <= 8:
+    few, some, many = _AVERAGES
+    if average <= few:
         return 16, Tile(64, 128, 1, 4, 4), Tile(128, 128, 1, 4, 4)
-    if average <= 20:
+    if average <= some:
         return 32, Tile(64, 128, 4, 4, 4), Tile(128, 128, 4, 4, 4)
-    # Above some 170 (rate of multiplying over rate of reading) weights are no longer what a product waits for.
-    if average <= 170:
+    if average <= many:
         return 64, Tile(64, 64, 8, 4, 4), Tile(128, 64, 8, 4, 4)
     return 128, Tile(128, 64, 8, 8, 3), Tile(128, 64, 8, 8, 3)
 

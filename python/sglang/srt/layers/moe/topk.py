@@ -51,10 +51,11 @@ TopKOutput = StandardTopKOutput
 class TopK(MultiPlatformOp):
     """Chooses `top_k` experts of the router's logits.
 
-    Scores are `scoring_func` (softmax or sigmoid) of the logits, and sigmoid for groups with a bias. `correction_bias` takes part in the choice, not in the weights.
-    With `use_grouped_topk` only experts of the `topk_group` best of `num_expert_group` groups are eligible; a group counts by its best
-    score, or with a bias by the sum of its two best. `renormalize` divides the weights by their sum. The last `num_fused_shared_experts` of
-    `top_k` are the shared experts, ids E and up, which count `fused_shared_experts_scaling_factor` (1 when None) in the block's sum. `apply_routed_scaling_factor_on_output` scales the weights of the grouped forms.
+    Scores are `scoring_func` (softmax or sigmoid) of the logits, and sigmoid for groups with a bias. `correction_bias` takes part in the
+    choice, not in the weights. With `use_grouped_topk` only experts of the `topk_group` best of `num_expert_group` groups are eligible; a
+    group counts by its best score, or with a bias by the sum of its two best. `renormalize` divides the weights by their sum. The last
+    `num_fused_shared_experts` of `top_k` are the shared experts, ids E and up, which count `fused_shared_experts_scaling_factor` (1 when
+    None) in the block's sum. `apply_routed_scaling_factor_on_output` scales the weights of the grouped forms.
     """
 
     def __init__(

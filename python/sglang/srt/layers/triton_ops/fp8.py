@@ -128,7 +128,11 @@ def _round_rows_kernel(
         tl.store(codes + row * width + column, code.to(codes.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["scale", "largest"])
+@triton.jit(
+    do_not_specialize=["scale", "largest"],
+    # A piece of an upload: where it begins depends on the number of tokens.
+    do_not_specialize_on_alignment=["slots"],
+)
 def _store_codes_kernel(
     values,
     buffer,

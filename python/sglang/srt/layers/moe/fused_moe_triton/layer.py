@@ -55,6 +55,7 @@ class FusedMoE(torch.nn.Module):
 
     Args:
         num_experts: all experts, fused shared ones included.
+        top_k: choices of a token, at most `num_experts`; None: known by the router alone, and then kernels are compiled when they are needed.
         reduce_results: sum over ranks here instead of in the caller.
         apply_router_weight_on_input: weight the expert's input instead of its output.
         no_combine: return the outputs of the choices [T, k, D] instead of their sum.
@@ -90,6 +91,10 @@ class FusedMoE(torch.nn.Module):
         is_gated: bool = True,
     ) -> None:
         super().__init__()
+        if top_k is not None and not 0 < top_k <= num_experts:
+            raise ConfigError(
+                f"top_k={top_k} of the experts at {prefix!r} must be between 1 and their number, {num_experts}"
+            )
         self.layer_id = layer_id
         self.top_k = top_k
         self.hidden_size = hidden_size

@@ -24,7 +24,9 @@ from sglang.srt.utils.dependent_launch import (
 
 # Up to here every expert's program looks at all choices, in one launch; beyond, each choice is looked at twice, in three.
 _MAX_ONE_LAUNCH = 4096
-_CHUNK = 1024
+_CHUNK, _LEAST_CHUNK = 1024, 16
+# Numbers before the choices, of which one is the count.
+_COUNT_ROOM = 4
 
 
 @dataclass(frozen=True)
@@ -44,27 +46,41 @@ def most_blocks(num_choices: int, num_experts: int, size: int) -> int:
     return (num_choices + num_used * (size - 1)) // size
 
 
+def sort_bounds() -> list[int]:
+    """Numbers of choices behind which `sort_by_expert` launches other kernels."""
+    return [_LEAST_CHUNK << n for n in range((_MAX_ONE_LAUNCH // _LEAST_CHUNK).bit_length())]
+
+
+def no_blocks(size: int, device: torch.device) -> Blocks:
+    """Blocks of which none is used: products of them end at once."""
+    numbers = torch.zeros(_COUNT_ROOM + size + 1, dtype=torch.int32, device=device)
+    count, choices, experts = numbers.split([_COUNT_ROOM, size, 1])
+    return Blocks(choices, experts, count[:1], size, 1)
+
+
 def sort_by_expert(ids: torch.Tensor, num_experts: int, size: int) -> Blocks:
     """Blocks of `size` choices, a power of two. ids int32 [T, k] contiguous; ids outside of 0 .. num_experts - 1 are left out."""
     num_choices, device = ids.numel(), ids.device
     max_blocks = most_blocks(num_choices, num_experts, size)
-    numbers = torch.empty(max_blocks * size + max_blocks + 1, dtype=torch.int32, device=device)
-    choices, experts, count = numbers.split([max_blocks * size, max_blocks, 1])
-    blocks = Blocks(choices, experts, count, size, max_blocks)
+    # All three begin at whole 16 bytes, whatever the number of choices: kernels are compiled anew for a pointer that does not.
+    lengths = [_COUNT_ROOM, max_blocks * size, max_blocks]
+    numbers = torch.empty(sum(lengths), dtype=torch.int32, device=device)
+    count, choices, experts = numbers.split(lengths)
+    blocks = Blocks(choices, experts, count[:1], size, max_blocks)
     columns = next_power_of_2(num_experts + 1)
     if num_choices > _MAX_ONE_LAUNCH:
         _sort_in_three(ids, blocks, num_experts, columns)
         return blocks
     _sort_kernel[(num_experts,)](
         ids,
-        choices,
-        experts,
-        count,
+        blocks.choices,
+        blocks.experts,
+        blocks.count,
         num_choices,
         EXPERTS=num_experts,
         COLUMNS=columns,
         SIZE=size,
-        CHUNK=min(_CHUNK, max(16, next_power_of_2(num_choices))),
+        CHUNK=min(_CHUNK, max(_LEAST_CHUNK, next_power_of_2(num_choices))),
         num_warps=4,
         **launch_options(device),
     )
