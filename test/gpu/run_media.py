@@ -16,7 +16,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 import torch
+from media_steps import first_chunk, make_prompt
 from table import Answer, report_answers
+
+from sglang.srt.multimodal.embedding_cache import clear_mm_embedding_caches
 
 PLACES = {
     "Qwen2VLForConditionalGeneration": "<|vision_start|><|image_pad|><|vision_end|>",
@@ -65,16 +68,41 @@ def run(folder: str, place: str, **flags: Any) -> list[Answer]:
     ]
 
 
-def check_capture(folder: str) -> str:
-    """Decode steps and short prefills of a model that turns by three positions are replayed, not launched. Raises RuntimeError."""
+def bench_of(folder: str) -> Any:
     from sglang.bench_one_batch import Bench
     from sglang.srt.server_args import ServerArgs
 
     args = ServerArgs(
         model_path=folder, device="cuda", max_total_tokens=8192, cuda_graph_max_bs=8,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=True, enable_multimodal=True,
     )  # fmt: skip
-    bench = Bench(args)
+    return Bench(args)
+
+
+def check_no_wait(bench: Any) -> str:
+    """A step with a picture is launched while the GPU is busy, features in several pieces included. Raises RuntimeError when the host waits."""
+    worker = bench.worker
+    prompt = make_prompt(bench.runner, [(1, 128, 128)])  # 16,384 patches
+    plan = first_chunk(prompt, 64, bench.page_size)
+    worker.launch(plan).result()  # for what is compiled and allocated at its first use
+    clear_mm_embedding_caches()
+    torch.cuda.synchronize()
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(3_000_000_000)  # cycles: more than a second
+    busy.record()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step = worker.launch(plan)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if busy.query():
+        raise RuntimeError("launching a step with a picture waited for the steps in front of it")
+    step.result()
+    return "a step with a picture was launched without a wait"
+
+
+def check_capture(bench: Any) -> str:
+    """Decode steps and short prefills of a model that turns by three positions are replayed, not launched. Raises RuntimeError."""
     graphs = bench.runner.graphs
     if graphs is None:
         raise RuntimeError("no graphs are captured")
@@ -119,7 +147,9 @@ def main() -> int:
                 found = run(folder, place, device="cuda", **flags)
                 failed += report_answers(f"{architecture}, {name}", want, found, TOLERANCE)
             if architecture.startswith("Qwen"):
-                print(f"{architecture}: {check_capture(folder)}", flush=True)
+                bench = bench_of(folder)
+                for check in (check_capture, check_no_wait):
+                    print(f"{architecture}: {check(bench)}", flush=True)
     return 1 if failed else 0
 
 

@@ -136,6 +136,7 @@ def test_full_gpu_at_load_names_the_size_of_the_checkpoint(tmp_path):
     text = str(caught.value)
     assert "files hold 0.00 GiB, spread over 2 ranks" in text
     assert "--base-gpu-id" in text and "--tp" in text
+    assert "files hold 0.00 GiB. Free the GPU" in guard.weights_advice(model, load, 1)
     load.load_format = "dummy"
     assert "files" not in guard.weights_advice(model, load, 1)
 
@@ -143,7 +144,7 @@ def test_full_gpu_at_load_names_the_size_of_the_checkpoint(tmp_path):
 def test_pool_that_other_programs_left_no_room_for():
     error = MemoryGuard(FakePlatform()).pool_too_small(-500, 64, 2048, 7 * GIB, 0.9)
     text = str(error)
-    assert "would hold 0 tokens" in text and "7.00 GiB of weights" in text
+    assert "would hold 0 tokens" in text and "64 tokens of 2.0 KiB beside 7.00 GiB of wei" in text
     assert "70.00 GiB were in use" in text and "10.00 GiB are free now" in text
     assert "--mem-fraction-static 0.9 keeps 8.00 GiB back" in text and "--base-gpu-id" in text
 
@@ -152,6 +153,10 @@ def test_cpu_is_not_told_about_gpus():
     guard = memory_guard.MemoryGuard(create_platform("cpu"))
     text = str(guard.pool_too_small(0, 64, 2048, GIB, 0.5))
     assert "The host has" in text and "GPU" not in text
+    assert "raise --mem-fraction-static (now 0.5)" in text
+    load = SimpleNamespace(load_format="dummy")
+    advice = guard.weights_advice(SimpleNamespace(), load, 1)
+    assert advice == "Free memory, or take a smaller or quantised checkpoint."
 
 
 # --- devices

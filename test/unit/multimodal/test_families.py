@@ -13,9 +13,12 @@ pytest.importorskip("PIL")
 import media_files
 import tiny_processors
 import transformers
+from PIL import Image
 from tiny_processors import make_tokenizer, token_id
 
 from sglang.srt.multimodal.hf_processor import load_processor
+from sglang.srt.multimodal.media.limits import MediaLimits
+from sglang.srt.multimodal.media.sources import SourcePolicy
 from sglang.srt.multimodal.processors.gemma3 import Gemma3ImageProcessor
 from sglang.srt.multimodal.processors.internvl import (
     InternVLChatImageProcessor,
@@ -271,6 +274,32 @@ def test_two_images(family, tmp_path, without_video):
     processor.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000)], ids=["wide", "tall"])
+def test_a_line_of_pixels_becomes_no_large_picture(
+    family, size, tmp_path, without_video, monkeypatch
+):
+    """Scaled by its shorter side it would: 65,536 x 1 pixels become 22 GiB."""
+    _, processor, placeholder = build(family, tmp_path)
+    processor.source_policy = SourcePolicy(MediaLimits(max_pixels=250_000))
+    made = []
+    resize = Image.Image.resize
+
+    def watched(image, size, *args, **kwargs):
+        made.append(size[0] * size[1])
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    try:
+        run(processor, placeholder, image_data=[media_files.picture(*size)])
+    except RequestError as error:
+        assert not made, error
+    assert max(made, default=0) <= 250_000
+    # What is merely long goes through.
+    assert rows_of(run(processor, placeholder, image_data=[media_files.picture(90, 30)]))
+    processor.close()
+
+
 # --- the authors' InternVL, whose image processor cuts no tiles
 
 
@@ -312,6 +341,48 @@ def test_sizes_that_fit_no_picture_are_refused(tmp_path, without_video, sizes):
         run(processor, "<image>x", image_data=[item])
     item["image_sizes"] = [[60, 30]]
     assert rows_of(run(processor, "<image>x", image_data=[item])) > 4
+    processor.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "counts"),
+    [
+        (internvl, "num_patches", [10**9]),
+        (internvl, "num_patches", [-1]),
+        (internvl, "num_patches", [4000, 4000]),
+        (internvl, "num_patches", [1.5]),
+        (gemma3, "num_crops", [10**9]),
+        (mllama, "num_tiles", [10**9]),
+    ],
+)
+def test_counts_that_would_fill_the_memory_are_refused(
+    tmp_path, without_video, family, name, counts
+):
+    """They say how many ids a prompt is expanded to."""
+    _, processor, placeholder = build(family, tmp_path)
+    for given in (
+        {"format": "processor_output", "pixel_values": np.zeros((1, 3, 28, 28), np.float32)},
+        {"format": "precomputed_embedding", "feature": np.zeros((1, 32), np.float32)},
+    ):
+        with pytest.raises(RequestError, match=f"{name} must hold whole numbers"):
+            run(processor, placeholder, image_data=[{**given, name: counts}])
+    processor.close()
+
+
+@pytest.mark.parametrize("family", [llava, gemma3, mllama], ids=lambda family: family.__name__)
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"format": "processor_output", "pixel_values": np.zeros((0, 3, 28, 28), np.float32)},
+        {"format": "precomputed_embedding", "feature": np.zeros((0, 32), np.float32)},
+    ],
+    ids=lambda item: item["format"],
+)
+def test_prepared_data_without_media_are_refused(tmp_path, without_video, family, item):
+    """Nothing would take the place of the placeholder."""
+    _, processor, placeholder = build(family, tmp_path)
+    with pytest.raises(RequestError, match="hold no media|rows were given for"):
+        run(processor, f"{placeholder}x", image_data=[item])
     processor.close()
 
 

@@ -20,9 +20,11 @@ import transformers
 
 from sglang.srt.configs.llava import as_transformers
 from sglang.srt.multimodal.hf_processor import load_processor
+from sglang.srt.multimodal.media.limits import MediaLimits
+from sglang.srt.multimodal.media.sources import SourcePolicy
 from sglang.srt.multimodal.processors.llava_original import LlavaOriginalImageProcessor
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.errors import ConfigError
+from sglang.srt.utils.errors import ConfigError, RequestError
 from sglang.srt.utils.hf_transformers_utils import get_config, get_tokenizer
 from sglang.verify.media import MediaProof, require_family
 from sglang.verify.media_forms import media_forms
@@ -125,6 +127,16 @@ def test_padded_squares(tmp_path: Path) -> None:
     expected = twin(images=[picture], return_tensors="pt")["pixel_values"]
     assert torch.equal(item.feature, expected)
     assert item.offsets == [(0, 15)]
+    processor.close()
+
+
+def test_a_long_picture_becomes_no_large_square(tmp_path: Path) -> None:
+    """It is padded before it is scaled: 65,536 x 1 pixels become 12 GiB."""
+    processor = build("llava_llama", tmp_path)
+    processor.source_policy = SourcePolicy(MediaLimits(max_pixels=100 * 100))
+    with pytest.raises(RequestError, match="would make 101 x 101 of it"):
+        run(processor, "<image>x", [media_files.picture(101, 50)])
+    assert run(processor, "<image>x", [media_files.picture(100, 50)])["mm_items"]
     processor.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import http.server
+import io
+import struct
 import threading
 
 import numpy as np
@@ -12,14 +14,16 @@ import pytest
 pytest.importorskip("PIL")
 
 import media_files
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sglang.srt.multimodal.media.audio import decode_audio
+from sglang.srt.multimodal.media.budget import RequestBudget, using_budget
 from sglang.srt.multimodal.media.fetch import is_public_address
 from sglang.srt.multimodal.media.image import decode_image
 from sglang.srt.multimodal.media.limits import MediaLimits
+from sglang.srt.multimodal.media.loader import LoadOptions, load_audio, load_image, load_video
 from sglang.srt.multimodal.media.sources import SourcePolicy, read_source
-from sglang.srt.multimodal.media.video import decode_video, frames_from_images
+from sglang.srt.multimodal.media.video import decode_video, frames_from_images, uniform_indices
 from sglang.srt.utils.errors import RequestError
 
 PICTURE = media_files.picture()
@@ -43,6 +47,13 @@ def test_every_form_of_a_source_gives_the_same_bytes(tmp_path):
         base64.encodebytes(PNG).decode(),
     ]
     assert all(read_source(form, "image", policy) == PNG for form in forms)
+
+
+def test_base64_that_no_file_could_be_named_by():
+    """One without a slash for longer than names may be; `Engine` looks whether a file has that name."""
+    text = base64.b64encode(bytes(600)).decode()
+    for any_path in (False, True):
+        assert read_source(text, "image", SourcePolicy(any_path=any_path)) == bytes(600)
 
 
 def test_clients_name_files_under_the_root_only(tmp_path):
@@ -94,7 +105,15 @@ def test_addresses_inside_addresses_decide():
     assert is_public_address("8.8.8.8") and is_public_address("2606:4700::1111")
     for private in (
         *("10.0.0.1", "127.0.0.1", "0.0.0.0", "169.254.1.1", "100.64.0.1", "224.0.0.1", "fe80::1"),
-        *("::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "fd00::1", "::", "word"),
+        *(
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "fd00::1",
+            "fec0::1",
+            "::",
+            "word",
+        ),
     ):
         assert not is_public_address(private), private
 
@@ -216,6 +235,28 @@ def test_rotated_photographs_stand_upright():
     assert np.array_equal(pixels(content), np.rot90(np.asarray(PICTURE), -1))
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_of_a_photograph(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = Image.open(io.BytesIO(media_files.encoded(PICTURE, exif=exif)))
+    want = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(pixels(media_files.encoded(PICTURE, exif=exif)), want)
+
+
+def test_other_tags_of_a_photograph_may_be_broken():
+    """Cameras and editors write such; the pixels are there, and what turns them is readable."""
+    exif = struct.pack(
+        "<2sHIHHHIIHHI4sI", b"II", 42, 8, 2, 0x0112, 3, 1, 6, 0x0100, 2, 4, b"abc", 0
+    )
+    content = media_files.encoded(PICTURE, "JPEG")
+    body = b"Exif\0\0" + exif
+    broken = content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:]
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(broken)))
+    assert np.array_equal(pixels(broken), np.rot90(pixels(content), -1))
+
+
 def test_of_animated_images_the_first_frame_counts():
     second = media_files.picture(seed=1)
     for kind in ("GIF", "WEBP", "PNG"):
@@ -313,6 +354,40 @@ def test_frames_beyond_the_budget_are_scaled_down():
     limits = MediaLimits(max_frame_bytes=64 * 48 * 3 // 2)
     video = decode_video(media_files.mp4(), sampler_of([0, 1]), limits)
     assert video.frames.shape == (2, 24, 32, 3)
+
+
+def test_frames_of_a_client_are_limited():
+    limits = MediaLimits(max_sampled_frames=3)
+    options = LoadOptions(SourcePolicy(limits), sampler=uniform_indices)
+    frames = [PNG] * 4
+    assert load_video(frames[:3], options).indices == [0, 1, 2]
+    with pytest.raises(RequestError, match="4 frames of the video would be used; at most 3"):
+        load_video(frames, options)
+
+
+def test_media_of_a_request_are_limited_together():
+    """A picture takes 32 x 24 x 3 bytes; a video as many a frame, a sound 4 a sample."""
+    size = 32 * 24 * 3
+    options = LoadOptions(sampler=uniform_indices, budget=RequestBudget(5 * size))
+    load_image(PNG, options)
+    load_video([PNG, PICTURE], options)
+    load_audio(np.zeros(size // 4, np.float32), options)
+    load_image(np.asarray(PICTURE), options)
+    with pytest.raises(RequestError, match="allowed together") as caught:
+        load_audio(np.zeros(1, np.float32), options)
+    assert caught.value.status_code == 413
+
+
+def test_media_of_a_request_that_is_over_are_not_loaded():
+    budget = RequestBudget()
+    with using_budget(budget):
+        options = LoadOptions(sampler=uniform_indices)
+    budget.end()
+    loads = {load_image: PNG, load_video: b"", load_audio: b""}
+    for load, item in loads.items():
+        with pytest.raises(RequestError, match="given up"):
+            load(item, options)
+    assert load_image(PNG, LoadOptions()).size == PICTURE.size
 
 
 def test_a_video_may_be_its_frames():

@@ -13,12 +13,14 @@ pytest.importorskip("PIL")
 import media_files
 import tiny_processors
 
+from sglang.srt.managers import media_front
 from sglang.srt.managers.input_expansion import expand_input
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.managers.media_front import MediaFront
 from sglang.srt.managers.media_input import describe_media
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.multimodal.inputs import Modality
+from sglang.srt.multimodal.media import budget
 from sglang.srt.multimodal.media.data import ImageData
 from sglang.srt.multimodal.media.sources import SourcePolicy
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
@@ -248,3 +250,45 @@ def test_a_processor_that_breaks_says_nothing_of_its_insides(stuck):
     with pytest.raises(RequestError) as caught:
         asyncio.run(stuck.prepare(prompt(b"bug"), [1], 9))
     assert str(caught.value) == "the media of the request could not be prepared"
+
+
+def test_files_of_a_request_are_limited_together(stuck, monkeypatch):
+    monkeypatch.setattr(budget, "MAX_REQUEST_BYTES", 1000)
+    with pytest.raises(RequestError, match="allowed together") as caught:
+        asyncio.run(stuck.prepare(prompt([bytes(400)] * 3), [1], 9))
+    assert caught.value.status_code == 413
+    assert asyncio.run(stuck.prepare(prompt([bytes(400)] * 2), [1], 9)).input_ids == [1]
+
+
+def test_what_nobody_waits_for_is_not_read(stuck, monkeypatch):
+    """The threads that read are few, and those of a request that is over are somebody else's."""
+    read = []
+
+    def slow(source, kind, policy):
+        read.append(source)
+        Stuck.release.wait(20)
+        return source
+
+    monkeypatch.setattr(media_front, "read_source", slow)
+    with pytest.raises(RequestError, match="not ready within"):
+        asyncio.run(stuck.prepare(prompt([b"one"] * 100), [1], 9))
+    Stuck.release.set()
+    stuck.processor.io_executor.submit(int).result()  # behind whatever was queued
+    assert 0 < len(read) <= 4
+
+
+def test_threads_that_never_come_back_are_noticed(stuck, monkeypatch):
+    """Waiting for a thread is not counted, but others must get on."""
+    monkeypatch.setattr(media_front, "_STUCK_SECONDS", 0.1)
+
+    async def crowd():
+        bad = [asyncio.ensure_future(stuck.prepare(prompt(b"stuck"), [1], 9)) for _ in range(2)]
+        await asyncio.gather(*bad, return_exceptions=True)
+        with pytest.raises(RequestError, match="do not get ready") as caught:
+            await asyncio.wait_for(stuck.prepare(prompt(b"fine"), [1], 9), 10)
+        Stuck.release.set()
+        good = await stuck.prepare(prompt(b"fine"), [1, 2], 9)
+        return good, caught.value.status_code
+
+    good, status = asyncio.run(crowd())
+    assert good.input_ids == [1, 2] and status == 503

@@ -6,6 +6,7 @@ that launches there reads nothing but through `Platform.download`. What goes up 
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,10 +30,16 @@ from sglang.srt.models.common.tiled_vit import TiledViT
 from sglang.srt.models.mllama import MllamaTower
 from sglang.srt.models.phi3_small import Phi3SmallLogits
 from sglang.srt.multimodal.embedding import embed_mm_inputs
+from sglang.srt.multimodal.embedding_cache import EmbeddingCache
+from sglang.srt.multimodal.encoder_states import new_encoder_states
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
-from sglang.srt.multimodal.transport import pack
+from sglang.srt.multimodal.transport import pack, unpack
 from sglang.srt.platforms import CpuPlatform
 from sglang.srt.sampling.row_masks import RowMasks
+from sglang.verify.media import require_family
+from sglang.verify.media_tiny import write_media_config
+from sglang.verify.subject import Subject, SubjectConfig
+from sglang.verify.tiny import tiny_config
 
 META = torch.device("meta")
 VOCAB, WIDTH, ROWS, PROMPT = 70, 8, 4, 6
@@ -318,6 +325,47 @@ def test_shapes_of_tiled_pictures_go_up_without_waiting(pinning):
     with NoPageableUploads():
         rows = pictures(torch.zeros(2, 2, 1, device=META), [1, 2])
     assert rows.is_meta and rows.shape == (3 + 6, WIDTH)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "Qwen2_5_VLForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "InternVLForConditionalGeneration",
+        "MllamaForConditionalGeneration",
+        "Gemma3ForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
+    ],
+)
+def test_media_go_up_and_through_their_tower_without_waiting(pinning, tmp_path, architecture):
+    """Features, and whatever a tower is told of their shapes."""
+    raw = tiny_config(architecture)
+    prompt = require_family(raw["architectures"]).prompts(raw)["two images"]
+    subject = Subject(str(write_media_config(raw, tmp_path)), SubjectConfig(context_length=256))
+    # A copy: models of one process share the tables of their angles.
+    model = copy.deepcopy(subject.model).to(META)
+    mm_inputs = MultimodalInputs.from_dict(unpack(pack(prompt.inputs_for(prompt.token_ids))))
+    ids = torch.tensor(model.pad_input_ids(prompt.token_ids, mm_inputs)).to(META)
+    with torch.no_grad(), NoPageableUploads():
+        if mm_inputs.num_encoder_tokens:
+            batch = SimpleNamespace(
+                mm_inputs=[mm_inputs],
+                encoder_lens_cpu=[mm_inputs.num_encoder_tokens],
+                encoder_cached=[False],
+                input_ids=ids,
+            )
+            found = new_encoder_states(batch, model, EmbeddingCache(0))
+        else:
+            table = model.get_input_embeddings()
+            found, _ = embed_mm_inputs([mm_inputs], [0], [len(ids)], ids, table, model)
+    assert found.is_meta and len(found) == (mm_inputs.num_encoder_tokens or len(ids))
+    features = [
+        f
+        for item in mm_inputs.mm_items
+        for f in (item.feature if isinstance(item.feature, list) else [item.feature])
+    ]
+    assert all(feature.device.type == "cpu" for feature in features)
 
 
 def test_impossible_tokens_are_on_the_device(pinning):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.managers.input_expansion import PromptInput
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.managers.media_input import PromptMedia
+from sglang.srt.multimodal.media.budget import RequestBudget, budget_of_request, using_budget
 from sglang.srt.multimodal.media.data import ImageData
 from sglang.srt.multimodal.media.decode_pool import DecodePool
 from sglang.srt.multimodal.media.sources import SourcePolicy, read_source
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Without --limit-mm-data-per-request; a prompt has no room for more anyway.
 _MAX_ITEMS = 256
+# Beyond the deadline of a request, after which its thread should be free: a decoder or a host that hangs is given up by then.
+_STUCK_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class MediaFront:
         self._policy = policy or SourcePolicy.from_environment()
         self._limits: Mapping[str, int] = server_args.limit_mm_data_per_request or {}
         self._timeout: float = server_args.mm_per_request_timeout
+        self._num_done = 0  # requests that left a thread
         self._threads = concurrent.futures.ThreadPoolExecutor(
             server_args.mm_max_concurrent_calls, thread_name_prefix="media"
         )
@@ -114,21 +118,27 @@ class MediaFront:
         Args:
             max_len: tokens that an expanded prompt may have.
 
-        Raises RequestError for media that are too many, cannot be loaded, do not fit the prompt, or take too long (408).
+        Raises RequestError for media that are too many, cannot be loaded, do not fit the prompt, or take too long (408); and when the media of
+        others have every thread and none of them gets on (503).
         """
         media = prompt.media
         assert media is not None
         self._check_counts(media)
         loop = asyncio.get_running_loop()
         started: asyncio.Future[None] = loop.create_future()
+        budget = RequestBudget()
 
         def work() -> PreparedPrompt:
             loop.call_soon_threadsafe(_set_done, started)
-            return self._prepare_now(prompt, media, input_ids, max_len)
+            try:
+                with using_budget(budget):
+                    return self._prepare_now(prompt, media, input_ids, max_len)
+            finally:
+                self._num_done += 1
 
         future = self._threads.submit(work)
         try:
-            await started  # waiting for a thread is not counted
+            await self._wait_for_thread(started)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout)
         except asyncio.TimeoutError as error:
             raise RequestError(
@@ -136,6 +146,17 @@ class MediaFront:
             ) from error
         finally:
             future.cancel()
+            budget.end()  # a thread cannot be stopped; what it has not begun yet, it leaves
+
+    async def _wait_for_thread(self, started: asyncio.Future[None]) -> None:
+        """Waiting for a thread is not counted, unless every thread is stuck in a processor that never comes back."""
+        while not started.done():
+            num_done = self._num_done
+            await asyncio.wait([started], timeout=self._timeout + _STUCK_SECONDS)
+            if not started.done() and self._num_done == num_done:
+                raise RequestError(
+                    "the server is busy with media of other requests that do not get ready", 503
+                )
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -189,10 +210,11 @@ class MediaFront:
     ) -> GenerateReqInput:
         """The request as the processor sees it: every source is bytes by now, in one place and under one policy."""
         pool = self.processor.io_executor
+        budget = budget_of_request()
         read: dict[str, list[Any]] = {}
         for kind in ("image", "video", "audio"):
             items = getattr(media, f"{kind}_data")
-            read[kind] = [pool.submit(_read, item, kind, policy) for item in items]
+            read[kind] = [pool.submit(_read, item, kind, policy, budget) for item in items]
         ready = {kind: [task.result() for task in tasks] or None for kind, tasks in read.items()}
         return GenerateReqInput(
             text=prompt.text,
@@ -204,14 +226,18 @@ class MediaFront:
         )
 
 
-def _read(item: Any, kind: str, policy: SourcePolicy) -> Any:
+def _read(item: Any, kind: str, policy: SourcePolicy, budget: RequestBudget) -> Any:
     """Sources become bytes; what is loaded or prepared already stays."""
     if isinstance(item, ImageData):
-        return dataclasses.replace(item, url=_read(item.url, kind, policy))
+        return dataclasses.replace(item, url=_read(item.url, kind, policy, budget))
     if isinstance(item, (list, tuple)) and kind == "video":
-        return [_read(frame, "image", policy) for frame in item]
+        policy.limits.check_frames(len(item))
+        return [_read(frame, "image", policy, budget) for frame in item]
     if isinstance(item, (str, bytes, bytearray, Path)) or not _is_object(item):
-        return read_source(item, kind, policy)
+        budget.take()
+        content = read_source(item, kind, policy)
+        budget.take(len(content))
+        return content
     return item
 
 

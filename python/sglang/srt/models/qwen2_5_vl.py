@@ -33,6 +33,7 @@ from sglang.srt.models.common.vision_tower import (
 from sglang.srt.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from sglang.srt.models.utils import permute_inv
 from sglang.srt.utils import add_prefix
+from sglang.srt.utils.upload import upload
 
 
 class Qwen2_5_VisionTransformer(nn.Module):
@@ -83,7 +84,7 @@ class Qwen2_5_VisionTransformer(nn.Module):
         """[N, 3 * 2 * 14 * 14] and (t, h, w) of every picture -> [N / 4, D]."""
         grid: Grid = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
         order, windows = window_order(grid, self.merge_size, self.window)
-        order = order.to(x.device)
+        order = upload(order, torch.int64, x.device)
         block = self.merge_size**2
         rotary = patch_rotary(grid, self.merge_size, self.head_dim, x.device)
         cos, sin = (_by_blocks(part, order, block) for part in rotary)

@@ -100,6 +100,7 @@ class Qwen2VisionTransformer(nn.Module):
 class Qwen2VLForConditionalGeneration(VisionLanguageModel):
     model_cls = Qwen2Model
     weight_map = WeightMap(stacked=(*QKV, *GATE_UP), rename=QWEN_VL_NAMES)
+    sees_frames_alone = True  # attention of the tower stays within a frame
 
     def make_tower(
         self, config: Any, quant_config: QuantizationConfig | None, prefix: str

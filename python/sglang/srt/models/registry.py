@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Iterator, KeysView
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -305,10 +306,13 @@ class _Registry:
 
 def unsupported_message(architectures: list[str]) -> str:
     """The sentence users look for, with the list of what is served and what is wrong with plug-ins."""
+    served = sorted(ModelRegistry.get_supported_archs())
+    near = [close for name in architectures for close in get_close_matches(name, served, 2, 0.8)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     problems = "".join(f" Note: {problem}." for problem in ModelRegistry.problems)
     return (
         f"Model architectures {architectures} are not supported for now. "
-        f"Supported architectures: {sorted(ModelRegistry.get_supported_archs())}.{problems}"
+        f"Supported architectures: {served}.{hint}{problems} docs/add_a_model.md says how to add one."
     )
 
 

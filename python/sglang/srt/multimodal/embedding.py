@@ -17,7 +17,8 @@ from sglang.srt.multimodal.content import digests_of, split_item
 from sglang.srt.multimodal.dealing import embed_dealt
 from sglang.srt.multimodal.embedding_cache import EmbeddingCache, cache_of
 from sglang.srt.multimodal.inputs import Modality, MultimodalDataItem, MultimodalInputs
-from sglang.srt.utils.upload import upload
+from sglang.srt.multimodal.tower_calls import call_in_groups, cuts_videos, num_rows
+from sglang.srt.utils.upload import upload, upload_in_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,9 @@ def embed_mm_inputs(
         function: EmbeddingFunction = functools.partial(
             _call_embedding_function, modality, multimodal_model, data_embedding_func_mapping
         )
+        function = functools.partial(
+            call_in_groups, function, input_ids.device, cuts_videos(multimodal_model)
+        )
         if _deals_media(multimodal_model):
             function = functools.partial(embed_dealt, function)
         found = _embed_modality(
@@ -137,7 +141,8 @@ def _embed_modality(
             for part, rows in _rows_in(window, items, mm_inputs, modality, function, cache):
                 spots = _spots(part)
                 chosen = [n for n, spot in enumerate(spots) if spot in window]
-                all_rows.append(rows[upload(chosen, torch.int64, rows.device)].to(device))
+                rows = rows[upload(chosen, torch.int64, rows.device)]
+                all_rows.append(upload_in_pieces(rows, device))  # those of a client are on the host
                 all_places += [start + spots[n] - prefix for n in chosen]
         start += count
     return (torch.cat(all_rows), all_places) if all_rows else None
@@ -205,12 +210,12 @@ def _keep_unfinished(
 def _compute(
     parts: list[MultimodalDataItem], modality: Modality, function: EmbeddingFunction
 ) -> list[torch.Tensor]:
-    """The rows of every part, in one call of the model."""
+    """The rows of every part."""
     if not parts:
         return []
     rows = function(parts)
     rows = rows.reshape(-1, rows.shape[-1])
-    places = [len(_spots(part)) for part in parts]
+    places = [num_rows(part) for part in parts]
     if len(rows) < sum(places):
         raise RuntimeError(
             f"{modality.name}: the prompt has {sum(places)} places for media, the model made {len(rows)} rows"

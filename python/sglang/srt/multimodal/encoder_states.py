@@ -14,6 +14,7 @@ from sglang.srt.multimodal.content import digests_of, split_item
 from sglang.srt.multimodal.dealing import compute_dealt
 from sglang.srt.multimodal.embedding_cache import EmbeddingCache
 from sglang.srt.multimodal.inputs import MultimodalDataItem, MultimodalInputs
+from sglang.srt.multimodal.tower_calls import on_device
 
 
 class EncoderModel(Protocol):
@@ -53,10 +54,11 @@ def new_encoder_states(
         parts += mine
     if not parts:
         return None
+    device = batch.input_ids.device
     keys = [_key(part) for part in parts]
     known = {key: cache.get(key) for key in keys}
     missing = {key: part for key, part in zip(keys, parts, strict=True) if known[key] is None}
-    for key, rows in zip(missing, _compute(list(missing.values()), model), strict=True):
+    for key, rows in zip(missing, _compute(list(missing.values()), model, device), strict=True):
         cache.put(key, rows)
         known[key] = rows
     return torch.cat([rows for rows in map(known.get, keys) if rows is not None])
@@ -68,14 +70,20 @@ def media_in_order(mm_inputs: MultimodalInputs) -> list[MultimodalDataItem]:
     return sorted(parts, key=lambda part: (part.offsets or [(0, 0)])[0])
 
 
-def _compute(parts: list[MultimodalDataItem], model: EncoderModel) -> list[torch.Tensor]:
-    """The rows of every part."""
+def _compute(
+    parts: list[MultimodalDataItem], model: EncoderModel, device: torch.device
+) -> list[torch.Tensor]:
+    """The rows of every part, one call of the model for each."""
+
+    def rows_of(part: MultimodalDataItem) -> torch.Tensor:
+        return model.get_image_feature([on_device(part, device)])
+
     if not parts:
         return []
     if not model.deals_media:
-        return [model.get_image_feature([part]) for part in parts]
+        return [rows_of(part) for part in parts]
     sizes = [model.count_rows(part) for part in parts]
-    rows = compute_dealt(lambda mine: model.get_image_feature([parts[i] for i in mine]), sizes)
+    rows = compute_dealt(lambda mine: torch.cat([rows_of(parts[i]) for i in mine]), sizes)
     return list(rows.split(sizes))
 
 

@@ -16,6 +16,7 @@ from sglang.srt.configs.llava import is_original_llava
 from sglang.srt.multimodal.llava_images import original_llava_images
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import find_file
+from sglang.srt.utils.light_transformers import import_processors
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def load_processor(
 
 
 def _load_whole(model_path: str, model_type: str | None, options: dict[str, Any]) -> Any:
+    import_processors()
     from transformers import AutoProcessor, ProcessorMixin
 
     if model_type in _customized:
@@ -89,7 +91,11 @@ def _load_whole(model_path: str, model_type: str | None, options: dict[str, Any]
         found = AutoProcessor.from_pretrained(model_path, **options)
     except (ImportError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         # No such class, a file or a library is missing: its parts may do.
-        logger.info("The whole processor of %s was not built: %s", model_path, _first_line(error))
+        logger.info(
+            "Media of %s go through the parts of its processor, because transformers cannot build the whole: %s",
+            model_path,
+            _first_line(error).partition(". ")[0],
+        )
         return None
     return found if isinstance(found, ProcessorMixin) else None
 

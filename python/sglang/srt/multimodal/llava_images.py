@@ -11,6 +11,7 @@ from typing import Any
 from sglang.srt.configs.llava import tower_path
 from sglang.srt.utils.errors import ConfigError
 from sglang.srt.utils.hf_transformers_utils import find_file, get_config
+from sglang.srt.utils.light_transformers import import_processors
 
 _KEPT = ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop")
 
@@ -21,6 +22,7 @@ def original_llava_images(raw: Mapping[str, Any], model_path: str) -> Any:
     Raises ConfigError when the tower's files say nothing about pictures.
     """
     # Heavy; and by its module, since 5.17 hides the name of the package where torchvision is missing.
+    import_processors()
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     path = find_file(tower_path(raw, model_path), "preprocessor_config.json")

@@ -18,6 +18,7 @@ from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.models.utils import RotaryPosMixin
 from sglang.srt.utils import add_prefix
+from sglang.srt.utils.upload import upload
 
 Grid = list[list[int]]  # (frames, rows, columns) of patches per picture or video
 
@@ -136,7 +137,7 @@ def patch_rotary(
     places = torch.cat(
         [RotaryPosMixin.rot_pos_ids(h, w, merge_size).repeat(t, 1) for t, h, w in grid]
     )  # [N, 2]
-    angles = (places[:, :, None] * frequencies).flatten(1).to(device)
+    angles = upload((places[:, :, None] * frequencies).flatten(1), torch.float32, device)
     return angles.cos(), angles.sin()
 
 

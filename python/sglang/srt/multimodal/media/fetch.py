@@ -112,7 +112,7 @@ def is_public_address(text: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        elif any(address in network for network in _WRAPPED):
+        elif address.is_site_local or any(address in network for network in _WRAPPED):
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -17,6 +17,16 @@ logger = logging.getLogger(__name__)
 # No format whose reader runs other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112  # of EXIF
+# What makes an image upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF"
 
 
@@ -51,10 +61,12 @@ def decode_image(
 
 def as_rgb(image: Image, discard_alpha_channel: bool = True) -> Image:
     """Upright and in 8-bit colours; 16-bit grey is scaled, where a plain conversion would cut it off."""
-    from PIL import ImageOps
+    from PIL import Image
 
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied all the same
-        image = ImageOps.exif_transpose(image)
+    # By its number: Pillow's own function also writes the other tags back, and one of them may be broken.
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    if turn is not None:
+        image = image.transpose(Image.Transpose[turn])
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.mode == "RGBA" and not discard_alpha_channel:

@@ -43,6 +43,13 @@ class MediaLimits:
                 f"the {kind} has more than the {self.max_bytes // _MIB} MiB that are allowed; send a smaller one", 413
             )  # fmt: skip
 
+    def check_frames(self, count: int) -> None:
+        """Raises RequestError for more sampled frames than are allowed."""
+        if count > self.max_sampled_frames:
+            raise RequestError(
+                f"{count} frames of the video would be used; at most {self.max_sampled_frames} are allowed"
+            )
+
     def check_size(self, width: int, height: int, kind: str) -> None:
         """Raises RequestError for declared sizes that are empty or too large."""
         if width < 1 or height < 1:

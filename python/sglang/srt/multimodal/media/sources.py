@@ -83,7 +83,10 @@ def _is_path(source: str, kind: str, policy: SourcePolicy) -> bool:
         return False
     if source.lower().endswith(_SUFFIXES[kind]):
         return True
-    return policy.any_path and Path(source).is_file()
+    try:
+        return policy.any_path and Path(source).is_file()
+    except OSError:  # no name that a file could have: longer than names may be
+        return False
 
 
 def _file_url_path(url: str, kind: str) -> str:

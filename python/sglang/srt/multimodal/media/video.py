@@ -109,10 +109,7 @@ def checked_indices(indices: list[int], total: int, limits: MediaLimits) -> list
     """Raises RequestError for none, and for more than are allowed."""
     if not indices:
         raise RequestError(f"the video is too short for this model: it has {total} frames")
-    if len(indices) > limits.max_sampled_frames:
-        raise RequestError(
-            f"{len(indices)} frames of the video would be used; at most {limits.max_sampled_frames} are allowed"
-        )
+    limits.check_frames(len(indices))
     return indices
 
 

@@ -123,6 +123,29 @@ class BaseMultimodalProcessor(ABC):
         """Which frames of a video to use."""
         raise RequestError("the model being served takes no videos")
 
+    def check_images(self, images: list[Any]) -> None:
+        """Raises RequestError for images of which the image processor would make too large ones on its way.
+
+        One that scales the shorter side to a size makes 22 GiB of a line of pixels.
+        """
+        if not images:
+            return
+        shortest, longest = _edges(self._processor.image_processor)
+        if not shortest or longest:
+            return
+        for image in images:
+            scale = shortest / min(image.size)
+            self.check_way(image, int(image.width * scale), int(image.height * scale))
+
+    def check_way(self, image: Any, width: int, height: int) -> None:
+        """Raises RequestError when an image would become one of too many pixels."""
+        most = self.source_policy.limits.max_pixels
+        if width * height > most:
+            raise RequestError(
+                f"an image of {image.width} x {image.height} pixels is too long for this model, whose processor would make "
+                f"{width} x {height} of it (at most {most} pixels are allowed); crop it"
+            )
+
     def image_features(self, images: list[Any]) -> Features:
         """The image processor's tensors."""
         return self._call(self._processor.image_processor, "image", images=images)
@@ -242,6 +265,7 @@ class BaseMultimodalProcessor(ABC):
                 items += self.collect_mm_items_from_processor_output(features, modality)
             else:
                 raw.setdefault(modality, []).append(medium)
+        self.check_images(raw.get(Modality.IMAGE, []))
         features = self._raw_features(raw, kwargs) if raw else {}
         if raw and self._writes_text(features):
             return self._combined_as_text(base_output, mm_tokens, raw, items, kwargs)
@@ -381,6 +405,10 @@ class BaseMultimodalProcessor(ABC):
                     f"the model being served takes no {item.modality.name.lower()} input"
                 )
             new = self._replacements_of(item, ids, row_id)
+            if not new or not all(new):
+                raise RequestError(
+                    f"prepared {item.modality.name.lower()} data hold no media, or media without a row"
+                )
             media.append(MediaPlaces(item.modality, token_id, row_id, new, self.joins_runs))
         prompt = expand_placeholders(ids, media)
         for item in items:
@@ -427,6 +455,13 @@ class BaseMultimodalProcessor(ABC):
             raise RequestError(
                 f"the model's processor cannot take this {kind} input{detail}"
             ) from error
+
+
+def _edges(image_processor: Any) -> tuple[int | None, int | None]:
+    """The sizes that an image processor scales the shorter and the longer side to, None where it has no such."""
+    size = {} if image_processor is None else vars(image_processor).get("size")
+    sides = dict(size) if size else {}
+    return sides.get("shortest_edge"), sides.get("longest_edge")
 
 
 def _as_list(ids: torch.Tensor | Sequence[int]) -> list[int]:

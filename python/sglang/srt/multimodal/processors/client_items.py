@@ -13,6 +13,13 @@ from sglang.srt.multimodal.inputs import Modality, MultimodalInputFormat
 from sglang.srt.utils.errors import RequestError
 
 _MAX_PATCHES = 2**22
+# Others that say how many ids a prompt is expanded to: entries of an item, and how much they may be together. A tile stands for hundreds of ids.
+_MAX_COUNTS = {
+    "num_patches": 2**12,
+    "num_tiles": 2**12,
+    "num_crops": 2**12,
+    "audio_feature_lens": 2**22,
+}
 _FORMATS = {
     "processor_output": MultimodalInputFormat.PROCESSOR_OUTPUT,
     "precomputed_embedding": MultimodalInputFormat.PRECOMPUTED_EMBEDDING,
@@ -71,6 +78,8 @@ def prepared_features(
     for key, value in features.items():
         if key.endswith(("grid_thw", "grid_hws")):
             _check_grid(key, value)
+        elif key in _MAX_COUNTS:
+            _check_counts(key, value)
     return features
 
 
@@ -81,6 +90,14 @@ def _check_grid(name: str, grid: torch.Tensor) -> None:
         raise RequestError(f"{name} must hold positive whole numbers, one row per item")
     if sum(math.prod(row) for row in grid.tolist()) > _MAX_PATCHES:
         raise RequestError(f"{name} stands for more than {_MAX_PATCHES} patches")
+
+
+def _check_counts(name: str, counts: torch.Tensor) -> None:
+    """As grids."""
+    most = _MAX_COUNTS[name]
+    is_right = not counts.is_floating_point() and bool(((counts >= 0) & (counts <= most)).all())
+    if not is_right or int(counts.sum()) > most:
+        raise RequestError(f"{name} must hold whole numbers of at most {most} together")
 
 
 def _tensor(name: str, value: Any) -> torch.Tensor:

@@ -33,6 +33,7 @@ class LlavaImageProcessor(BaseMultimodalProcessor):
 
     models: list[Any] = ["LlavaForConditionalGeneration"]
     modalities: tuple[Modality, ...] = (Modality.IMAGE,)
+    cuts_tiles = False
 
     def __init__(
         self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
@@ -67,6 +68,13 @@ class LlavaImageProcessor(BaseMultimodalProcessor):
     ) -> dict[str, Any] | None:
         return self.prepare(image_data, audio_data, input_text, request_obj)
 
+    def check_images(self, images: list[Any]) -> None:
+        super().check_images(images)
+        if self.cuts_tiles or not vars(self._processor.image_processor).get("do_pad"):
+            return
+        for image in images:  # which become squares before they are scaled
+            self.check_way(image, max(image.size), max(image.size))
+
     def replacements(
         self, modality: Modality, features: Mapping[str, Any]
     ) -> list[list[int]] | None:
@@ -78,6 +86,7 @@ class LlavaNextImageProcessor(LlavaImageProcessor):
     """LLaVA-NeXT: a small whole picture, then tiles of the shape that fits best."""
 
     models: list[Any] = ["LlavaNextForConditionalGeneration"]
+    cuts_tiles = True
 
     def __init__(
         self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any

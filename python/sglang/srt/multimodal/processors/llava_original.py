@@ -33,6 +33,7 @@ class LlavaOriginalImageProcessor(LlavaOnevisionImageProcessor):
     ) -> None:
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.kind = _KINDS[hf_config.model_type]
+        self.cuts_tiles = self.kind.cuts_tiles
         if self.video_token_id is None:
             self.modalities = (Modality.IMAGE,)
 
