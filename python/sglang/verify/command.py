@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from sglang.verify.report import markdown_table, to_dict
 from sglang.verify.sections import (
     PLOT_NAME,
     TEXT_TOKENS,
+    brief,
     coverage_sentence,
     module_section,
     ranks_section,
@@ -227,7 +229,7 @@ class Verification:
         count = f"{len(self._results) - len(failed)} of {len(self._results)} forms passed"
         summary = f"{count}, largest difference {worst(self._results)}"
         if failed:
-            summary = f"{count}; first to fail: {failed[0].name}: {failed[0].detail}"
+            summary = f"{count}; first to fail: {failed[0].name}: {brief(failed[0].detail)}"
         data = to_dict(self._results)
         return Section("forms", not failed, summary, markdown_table(self._results), data)
 
@@ -282,7 +284,8 @@ class Verification:
         with Ranks(max(sizes)) as ranks:
             for size in sizes:
                 results += prove_on_ranks(ranks, proof, size)
-        return ranks_section(sizes, results)
+        is_right_alone = all(result.passed for result in self._results)
+        return ranks_section(sizes, results, is_right_alone)
 
     def _measure_speed(self) -> Section:
         proof = self._proof
@@ -320,7 +323,16 @@ class Verification:
 def describe_error(error: BaseException) -> str:
     """One sentence about an exception: its message when it is meant for users, else with its type."""
     text = str(error).strip() or "no message"
-    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, ConfigError):
+        return text
+    return f"{type(error).__name__}: {text}{_place_of(error)}"
+
+
+def _place_of(error: BaseException) -> str:
+    """` (in acme.py, line 72)`: where the code that is not PyTorch's raised it; empty without a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame.filename]
+    return f" (in {Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _let_media_in(architectures: Sequence[str]) -> None:

@@ -55,7 +55,10 @@ class Difference:
 def compare_trace(rid: str, trace: Trace, expected: Continuation, into: Difference) -> None:
     """Tokens, served logits and the logits of every computed position of one request."""
     if trace.finish_reason != "length":
-        into.problems.append(f"{rid}: ended with {trace.finish_reason!r} instead of its length")
+        why = f" ({trace.finish_message})" if trace.finish_message else ""
+        into.problems.append(
+            f"{rid}: ended with {trace.finish_reason!r} instead of its length{why}"
+        )
     same = _num_equal(trace.output_ids, expected.output_ids)
     if same < max(len(trace.output_ids), len(expected.output_ids)):
         into.problems.append(

@@ -15,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader.declared import ModelDeclarations, read_declared
 from sglang.srt.model_loader.loader import build_model
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.model_loader.weight_utils import find_checkpoint_files, local_checkpoint_folder
 from sglang.srt.models.common.causal_lm import CausalLM
+from sglang.srt.models.common.weights import WeightLoadError, find_unfilled
 from sglang.srt.models.registry import FALLBACK_ARCH
 
 
@@ -78,8 +80,14 @@ def measure_coverage(folder: str, model_config: ModelConfig) -> Coverage:
     _fill_with_nan(model)
     flow = WeightFlow(model)
     names: list[str] = []
-    with flow:
-        model.load_weights(_named(_streams(folder, model), names, flow))
+    try:
+        with flow:
+            model.load_weights(_named(_streams(folder, model), names, flow))
+    except (
+        WeightLoadError
+    ) as error:  # a tensor without a place often has a parameter that waits for it
+        problems = [*error.problems, *find_unfilled(model)]
+        raise WeightLoadError(problems, source=f"checkpoint {folder!r}") from error
     flow.adopt(model)
     found.num_tensors = len(names)
     found.placements = flow.placements if found.is_traced else []
@@ -165,7 +173,7 @@ def _rows(part: torch.Tensor, whole: torch.Tensor) -> tuple[int, int]:
 def _streams(folder: str, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of the checkpoint, and of others that the model declares as `secondary_weights`."""
     yield from find_checkpoint_files(folder).stream()
-    for source in getattr(model, "secondary_weights", ()):
+    for source in read_declared(ModelDeclarations, model).secondary_weights:
         path = local_checkpoint_folder(source.model_or_path, source.revision, "auto")
         for name, tensor in find_checkpoint_files(path).stream():
             yield source.prefix + name, tensor

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from sglang.verify.causes import different_epsilons, likely_cause
 from sglang.verify.comparison import Difference, compare_trace
 from sglang.verify.coverage import Placement
 from sglang.verify.forms import Form
@@ -27,6 +28,8 @@ class ModuleTrace:
     rid: str
     num_tokens: int
     sites: list[SiteError]
+    epsilons: list[str] = dataclasses.field(default_factory=list)  # of norms, where they differ
+    first_medium: int | None = None  # position of a medium's first row
 
     @property
     def first(self) -> SiteError | None:
@@ -39,6 +42,11 @@ class ModuleTrace:
             if not error.passed and error.order > healed and not inside:
                 return error
         return None
+
+    @property
+    def cause(self) -> str:
+        """What an author should look at first; empty when nothing differs."""
+        return "" if self.first is None else likely_cause(self.first, self.first_medium)
 
     def layers(self) -> list[tuple[str, float]]:
         """`(label, relative error)` of the embedding-to-logits chain: every layer's output, then the logits."""
@@ -73,7 +81,11 @@ def trace_modules(proof: Proof, form: Form, placements: Sequence[Placement]) -> 
     again = subject.session(form.schedule)
     with SubjectWatch(subject.runner, again, rid, record) as watch:
         proof.play(form, again)
-    return ModuleTrace(form.name, rid, len(token_ids), watch.errors())
+    epsilons = different_epsilons(subject.model, proof.reference.model, sites)
+    first_medium = proof.first_medium(rid)
+    return ModuleTrace(
+        form.name, rid, len(token_ids), watch.errors(), epsilons, first_medium=first_medium
+    )
 
 
 def _layer_of(site: Site) -> int | None:

@@ -262,6 +262,8 @@ class SubjectWatch:
         error = self._errors[site]
         error.errors[start : start + len(theirs)] = worst.values
         error.columns[start : start + len(theirs)] = worst.indices
+        a, b = ours.double().flatten(), theirs.double().flatten()
+        error.products += torch.stack([a @ a, a @ b, b @ b])
 
 
 def causal_scores(q: torch.Tensor, k: torch.Tensor, scaling: float, start: int = 0) -> torch.Tensor:

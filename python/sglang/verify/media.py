@@ -18,6 +18,7 @@ from sglang.verify.comparison import RELATIVE_BOUND
 from sglang.verify.forms import Ask, Material
 from sglang.verify.media_corrections import correct_reference
 from sglang.verify.media_published import as_transformers
+from sglang.verify.outside import MEDIA_FAMILY, named_by_class
 from sglang.verify.proof import Proof
 from sglang.verify.reference import Continuation, ReferenceModel
 from sglang.verify.subject import Session, SubjectConfig, Trace
@@ -133,6 +134,10 @@ class MediaProof(Proof):
         names += (without, f"model.{without}")
         return next((name for name in names if name in modules), tensor)
 
+    def first_medium(self, rid: str) -> int | None:
+        prompt = self.media.get(rid.partition("-")[2])
+        return None if prompt is None or not prompt.media_at else prompt.media_at[0]
+
     def logits_of(self, rid: str, token_ids: list[int]) -> torch.Tensor:
         self._look_at(rid.partition("-")[2])
         return self.reference.logits(token_ids)
@@ -143,11 +148,18 @@ class MediaProof(Proof):
 
 
 def family_of(architectures: Sequence[str]) -> MediaFamily | None:
-    """The family that knows how to prove an architecture, or a class that it extends; None for a text model or an unknown one."""
+    """The family that knows how to prove an architecture, or a class that it extends; None for a text model or an unknown one.
+
+    A class from outside names one that is not here: `media_family = "my_package.media:Acme"`. Raises ConfigError when that cannot be
+    imported.
+    """
     from sglang.verify.media_families import FAMILIES  # late: families import this module
 
     names = list(architectures)
     for name in architectures:
+        own = named_by_class(name, MEDIA_FAMILY)
+        if own is not None:
+            return own()
         if name in ModelRegistry.models:
             names += [base.__name__ for base in ModelRegistry.models[name].__mro__]
     return next((FAMILIES[name] for name in names if name in FAMILIES), None)

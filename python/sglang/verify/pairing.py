@@ -52,7 +52,8 @@ class Site:
 class SiteError:
     """How far one site is off. Errors are absolute; `bound` is 1e-4 of the largest value of transformers' module.
 
-    `first_token` is the lowest position above the bound, `column` the worst column there (within the shard).
+    `first_token` is the lowest position above the bound, `column` the worst column there (within the shard). `products`: sums over all
+    values of ours x ours, ours x theirs, theirs x theirs.
     """
 
     site: Site
@@ -60,6 +61,17 @@ class SiteError:
     scale: float
     errors: torch.Tensor  # float32 [n], NaN where the position was not computed
     columns: torch.Tensor  # int64 [n]
+    products: torch.Tensor = dataclasses.field(
+        default_factory=lambda: torch.zeros(3, dtype=torch.float64)
+    )
+
+    @property
+    def factor(self) -> float | None:
+        """The number c where every value of ours is c times that of transformers; None where there is no such number."""
+        ours, mixed, theirs = self.products.tolist()
+        if not ours * theirs > 0 or 1.0 - mixed * mixed / (ours * theirs) > RELATIVE_BOUND**2:
+            return None
+        return mixed / theirs
 
     @property
     def bound(self) -> float:

@@ -90,6 +90,10 @@ class Proof:
         """The media of prompts that have some, by name, as requests bring them."""
         return {}
 
+    def first_medium(self, rid: str) -> int | None:
+        """Where the first medium of a request begins; None without one."""
+        return None
+
     def name_in_reference(self, tensor: str) -> str:
         """What the reference calls a tensor of the checkpoint."""
         return tensor

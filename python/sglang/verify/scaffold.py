@@ -12,6 +12,9 @@ from pathlib import Path
 from sglang.srt.models.common.entry_class import names_in_text
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.media import family_of
+from sglang.verify.pruning import prune
+from sglang.verify.scaffold_media import PROCESSOR_ENTRY, media_model_text, media_test_text
 from sglang.verify.tiny import for_architecture, tiny_config
 
 _SUFFIXES = ("ForCausalLM", "LMHeadModel", "Model")
@@ -111,9 +114,12 @@ class Scaffold:
     def __init__(self, name: str, like: str) -> None:
         self.name = _module_name(name)
         self.camel = "".join(part.capitalize() for part in self.name.split("_"))
-        self.architecture = f"{self.camel}ForCausalLM"
         self._raw = tiny_config(like)
         self.like = self._raw["architectures"][0]
+        self.takes_media = family_of([self.like]) is not None
+        self.architecture = (
+            f"{self.camel}For{'ConditionalGeneration' if self.takes_media else 'CausalLM'}"
+        )
         if self.architecture in ModelRegistry.models:
             raise ConfigError(
                 f"{self.architecture} is already served; choose another name than {name!r}"
@@ -126,6 +132,10 @@ class Scaffold:
             raise ConfigError(
                 f"{str(root)!r} is no checkout of this project (it has no python/sglang/srt/models); give one with "
                 "--root, or write a package of your own with --plugin DIR"
+            )
+        if self.takes_media:
+            raise ConfigError(
+                f"{self.like} takes media: begin with --plugin DIR; docs/add_a_model_that_sees.md has the places of its pieces in this repository"
             )
         files = {
             root / f"python/sglang/srt/models/{self.name}.py": self.model_text(),
@@ -150,7 +160,7 @@ class Scaffold:
         }
         return _write_all(
             {
-                root / "pyproject.toml": _PYPROJECT.format(**names),
+                root / "pyproject.toml": self._pyproject().format(**names),
                 root / "README.md": _README.format(**names),
                 root / package / "__init__.py": f'"""{self.architecture} for sglang."""\n',
                 root / package / f"{self.name}.py": self.model_text(),
@@ -158,6 +168,11 @@ class Scaffold:
                 root / "tests" / f"test_{self.name}.py": self.test_text(self.architecture),
             }
         )
+
+    def _pyproject(self) -> str:
+        if not self.takes_media:
+            return _PYPROJECT
+        return _PYPROJECT.replace("\n[tool.setuptools]", f"{PROCESSOR_ENTRY}\n[tool.setuptools]", 1)
 
     def next_steps(self, plugin: str | None) -> list[str]:
         """What to run."""
@@ -168,11 +183,13 @@ class Scaffold:
         return [verify, f"pytest test/models/test_{self.name}.py", table]
 
     def model_text(self) -> str:
-        """The source's text with its classes renamed and one entry class."""
+        """The source's text with its classes renamed and one entry class; for a model with media, classes that extend the source's."""
+        if self.takes_media:
+            return media_model_text(self.architecture, self.camel, self.like)
         text = self._source.read_text(encoding="utf-8")
         entries = names_in_text(self._source)
         text = _set_entry(text, ast.parse(text), self.like)
-        text = _without_unused(text, [name for name in entries if name != self.like])
+        text = prune(text, self.like)
         tree = ast.parse(text)
         text = _set_docstring(text, tree, f"{self.camel}, so far a copy of `{self._source.name}`.")
         defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -200,6 +217,8 @@ class Scaffold:
         return json.dumps(for_architecture(self._raw, self.architecture), indent=2) + "\n"
 
     def test_text(self, tiny: str) -> str:
+        if self.takes_media:
+            return media_test_text(self.architecture, self.camel, self.name)
         return _TEST.format(
             camel=self.camel,
             name=self.name,
@@ -213,7 +232,8 @@ class Scaffold:
 
 
 def _module_name(name: str) -> str:
-    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.removesuffix("ForCausalLM"))
+    stem = name.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", stem)
     module = module.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise ConfigError(
@@ -251,18 +271,6 @@ def _set_entry(text: str, tree: ast.Module, architecture: str) -> str:
             lines = text.splitlines(keepends=True)
             return "".join(lines[: node.lineno - 1]) + f"EntryClass = {architecture}\n"
     raise ConfigError("the model file has no EntryClass to copy")
-
-
-def _without_unused(text: str, names: list[str]) -> str:
-    """The text without those classes that nothing in it refers to: other architectures of the same file."""
-    for node in reversed(ast.parse(text).body):
-        if isinstance(node, ast.ClassDef) and node.name in names:
-            code = _split_docstring(text)[2]
-            if len(re.findall(rf"\b{node.name}\b", code)) == 1:
-                lines = text.splitlines(keepends=True)
-                before = "".join(lines[: node.lineno - 1]).rstrip("\n") + "\n"
-                text = before + "".join(lines[node.end_lineno or node.lineno :])
-    return text
 
 
 def _set_docstring(text: str, tree: ast.Module, first_line: str) -> str:

@@ -18,11 +18,22 @@ from sglang.verify.summary import Section, cell
 PLOT_NAME = "error_by_layer.svg"
 TEXT_TOKENS = 16
 _MAX_NAMES = 20
+_MAX_PARTS = 2
+_CAUSE_OF_RANKS = (
+    ". One rank is right, so look at what depends on their number: a size that is cut twice or not at all, a sum over ranks that is "
+    "missing or done twice, a weight that every rank takes whole"
+)
 
 
 def worst(results: Sequence[FormResult]) -> str:
     found = max(results, key=lambda r: r.max_abs_diff / r.bound)
     return f"{found.max_abs_diff:.2e} (allowed {found.bound:.2e})"
+
+
+def brief(detail: str) -> str:
+    """The first findings of a form; the report has all of them."""
+    parts = detail.split("; ")
+    return detail if len(parts) <= _MAX_PARTS else f"{'; '.join(parts[:_MAX_PARTS])}; ..."
 
 
 def coverage_sentence(found: Coverage) -> str:
@@ -58,7 +69,9 @@ def module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Secti
     if first is None:
         summary = f"no module differs in {where}; {len(trace.sites)} places compared"
     else:
-        summary = f"first difference in {where}: {first.describe()}"
+        summary = f"first difference in {where}: {first.describe()}; {trace.cause}"
+    if trace.epsilons:
+        summary += f"; norms with another epsilon, too small to show here: {_names(trace.epsilons)}"
     rows = [
         "| module | compared | first token | largest difference | allowed |",
         "|---|---|---|---|---|",
@@ -70,6 +83,7 @@ def module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Secti
             f"| `{error.site.ours}`{shard} | {error.site.part} | {token} | {error.max_abs:.2e} | {error.bound:.2e} |"
         )
     data: dict[str, Any] = {"form": trace.form, "request": trace.rid, "layers": layers}
+    data["epsilons"] = trace.epsilons
     if first is not None:
         data["first"] = {
             "module": first.site.ours,
@@ -79,12 +93,13 @@ def module_section(trace: ModuleTrace, layers: list[tuple[str, float]]) -> Secti
             "token": first.first_token,
             "difference": first.max_abs,
             "bound": first.bound,
+            "cause": trace.cause,
         }
     text = (
         f"![relative error by layer]({PLOT_NAME})\n\nIn the order of the reference:\n\n"
         + "\n".join(rows)
     )
-    return Section("modules", first is None, summary, text, data)
+    return Section("modules", first is None and not trace.epsilons, summary, text, data)
 
 
 def text_section(rows: list[dict[str, str]]) -> Section:
@@ -99,13 +114,17 @@ def text_section(rows: list[dict[str, str]]) -> Section:
     return Section("text", same == len(rows), summary, "\n".join(lines), {"texts": rows})
 
 
-def ranks_section(sizes: Sequence[int], results: Sequence[FormResult]) -> Section:
-    """Tensor parallelism on CPU processes."""
+def ranks_section(
+    sizes: Sequence[int], results: Sequence[FormResult], is_right_alone: bool
+) -> Section:
+    """Tensor parallelism on CPU processes. `is_right_alone`: one rank passed its forms."""
     failed = [result for result in results if not result.passed]
     names = " = ".join(str(size) for size in (1, *sizes))
     summary = f"TP {names}: the reference's logits and tokens, largest difference {worst(results)}"
     if failed:
-        summary = f"{failed[0].name}: {failed[0].detail}"
+        summary = f"{failed[0].name}: {brief(failed[0].detail)}"
+        if is_right_alone:
+            summary += _CAUSE_OF_RANKS
     data = {"sizes": list(sizes), **to_dict(results)}
     return Section("ranks", not failed, summary, markdown_table(results), data)
 

@@ -98,6 +98,7 @@ class Trace:
     cached_tokens: int = 0
     retractions: int = 0
     finish_reason: str | None = None
+    finish_message: str | None = None  # of a request that was refused
 
 
 @dataclasses.dataclass
@@ -260,6 +261,7 @@ class Session:
                     _append_logprobs(trace.logprobs, output.logprobs)
                 if output.finish_reason is not None:
                     trace.finish_reason = output.finish_reason.type
+                    trace.finish_message = output.finish_reason.message
 
 
 def _planner_config(config: SubjectConfig, schedule: Schedule) -> PlannerConfig:

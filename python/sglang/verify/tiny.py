@@ -95,7 +95,9 @@ def write_config(raw: dict[str, Any], folder: Path) -> Path:
     path = folder / "config.json"
     if isinstance(model, OwnReference):
         save_reference(model, folder)
-        path.write_text(json.dumps(raw, indent=2))
+        # A published config.json may name code, which the tiny checkpoint does not have.
+        kept = {key: value for key, value in raw.items() if key != "auto_map"}
+        path.write_text(json.dumps(kept, indent=2))
     else:
         model.save_pretrained(folder)
         written = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +143,8 @@ def require_reference(raw: dict[str, Any]) -> None:
         raise ConfigError(
             f"transformers {transformers.__version__} has no causal language model for model_type {model_type!r} "
             f"({', '.join(raw.get('architectures') or ['no architectures'])}), so there is no reference to compare "
-            "with; a newer transformers may have one"
+            "with. A newer transformers may have one; a checkpoint folder that brings its code is its own reference with "
+            "--trust-remote-code; else write one: docs/add_a_model.md, section 4"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 
 from sglang.cli.main import COMMANDS, load
 from sglang.srt.models.common.entry_class import names_in_text
+from sglang.srt.models.llava import LlavaForConditionalGeneration
 from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.multimodal.processors.llava import LlavaImageProcessor
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.pruning import prune
 from sglang.verify.references import REFERENCES, build_reference, find_reference
 from sglang.verify.scaffold import DOCS_TABLE, Scaffold
 from sglang.verify.tiny import tiny_config
@@ -72,11 +76,56 @@ def test_a_file_with_several_architectures_becomes_one_with_one() -> None:
     assert "class AcmeModel(DecoderModel)" in Scaffold("acme", "Grok1ForCausalLM").model_text()
 
 
+@pytest.mark.parametrize(
+    "like", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "BailingMoeForCausalLM"]
+)
+def test_nothing_is_copied_that_nothing_uses(like: str) -> None:
+    """Qwen3's file has a hook, and Qwen3-MoE's a class, for files that import from it; an author would wonder what they are for."""
+    text = Scaffold("acme", like).model_text()
+    assert "__getattr__" not in text and "AcmeAttention" not in text
+    tree = ast.parse(text)
+    used = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    bound = [alias.asname or alias.name for node in imports for alias in node.names]
+    defined = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    assert bound and defined
+    assert not [name for name in (*bound, *defined) if name != "annotations" and name not in used]
+
+
+def test_what_is_pruned_goes_with_its_comment_and_its_imports() -> None:
+    text = (
+        "from a import b, c\nimport d\n\n# About old.\nOLD = d.x\n\n\n@c\ndef old():\n    return OLD\n\n\n"
+        "class New(b):\n    pass\n\n\nEntryClass = New\n"
+    )
+    pruned = "from a import b\n\n\nclass New(b):\n    pass\n\n\nEntryClass = New\n"
+    assert prune(text, "New") == pruned
+
+
 def test_imports_of_the_copied_file_keep_their_names() -> None:
     text = Scaffold("acme", "mistral").model_text()
     assert "from sglang.srt.models.llama import LlamaDecoderLayer" in text
     assert "class AcmeDecoderLayer(LlamaDecoderLayer)" in text
     assert "MistralForCausalLM" not in text
+
+
+def test_a_model_with_media_is_begun_as_a_plugin_with_its_processor(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It extends the other model, whose family of prompts proves it; inside a checkout its pieces are in many places."""
+    scaffold = Scaffold("AcmeForConditionalGeneration", "LlavaForConditionalGeneration")
+    assert (scaffold.name, scaffold.architecture) == ("acme", "AcmeForConditionalGeneration")
+    with pytest.raises(ConfigError, match="add_a_model_that_sees.md"):
+        scaffold.write_into(root)
+    scaffold.write_plugin(tmp_path / "plug")
+    project = (tmp_path / "plug/pyproject.toml").read_text()
+    points = project.split('[project.entry-points."sglang.processors"]')[1].split("[")[0]
+    assert points.strip() == 'AcmeForConditionalGeneration = "sglang_acme"'
+    monkeypatch.syspath_prepend(tmp_path / "plug")
+    module = importlib.import_module("sglang_acme.acme")
+    assert issubclass(module.EntryClass, LlavaForConditionalGeneration)
+    assert issubclass(module.AcmeProcessor, LlavaImageProcessor)
+    assert module.AcmeProcessor.models == [module.EntryClass]
+    ast.parse((tmp_path / "plug/tests/test_acme.py").read_text())
 
 
 def test_the_row_goes_behind_the_last_one(root: Path) -> None:

@@ -10,10 +10,23 @@ import pytest
 from safetensors.torch import load_file
 
 from sglang.srt.models.llama import LlamaForCausalLM
+from sglang.srt.models.llava import LlavaForConditionalGeneration
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils.errors import ConfigError
+from sglang.verify.media import family_of
+from sglang.verify.media_gemma3 import Gemma3
+from sglang.verify.media_llava import Llava
 from sglang.verify.media_published import published_names
-from sglang.verify.tiny import CONFIG_FOLDER, build_reference, tiny_config, write_tiny
+from sglang.verify.reference import ReferenceModel
+from sglang.verify.references import find_reference
+from sglang.verify.tiny import (
+    CONFIG_FOLDER,
+    build_reference,
+    require_reference,
+    tiny_config,
+    write_config,
+    write_tiny,
+)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.json")), ids=lambda path: path.stem)
@@ -66,6 +79,42 @@ def test_a_class_from_outside_uses_its_file_or_what_it_extends(
     monkeypatch.setattr(sys.modules[__name__], "__file__", str(tmp_path / "acme.py"))
     (tmp_path / "acme.json").write_text(json.dumps({**acme, "hidden_size": 32}))
     assert tiny_config("AcmeForCausalLM")["hidden_size"] == 32
+
+
+def test_a_class_from_outside_names_its_reference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A type that transformers does not know is proven too, and its config.json may name code that a tiny checkpoint lacks."""
+
+    class AcmeForCausalLM(LlamaForCausalLM):
+        reference = "sglang.verify.references.dense:mimo"
+
+    monkeypatch.setitem(ModelRegistry.models, "AcmeForCausalLM", AcmeForCausalLM)
+    sizes = {key: value for key, value in tiny_config("mimo").items() if key != "model_type"}
+    raw = {**sizes, "model_type": "acme", "architectures": ["AcmeForCausalLM"]}
+    raw["auto_map"] = {"AutoConfig": "configuration_acme.AcmeConfig"}
+    folder = write_config(raw, tmp_path)
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert ReferenceModel(str(folder)).is_own
+    monkeypatch.setattr(AcmeForCausalLM, "reference", "no_such_package:acme")
+    with pytest.raises(ConfigError, match="no_such_package:acme.*package.module:name"):
+        find_reference(raw)
+    monkeypatch.delattr(AcmeForCausalLM, "reference")
+    with pytest.raises(ConfigError, match="--trust-remote-code; else write one"):
+        require_reference(raw)
+
+
+def test_a_class_from_outside_names_its_media(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompts are its own also where it extends a class whose family is known."""
+
+    class AcmeForCausalLM(LlavaForConditionalGeneration):
+        pass
+
+    monkeypatch.setitem(ModelRegistry.models, "AcmeForCausalLM", AcmeForCausalLM)
+    assert isinstance(family_of(["AcmeForCausalLM"]), Llava)
+    path = "sglang.verify.media_gemma3:Gemma3"
+    monkeypatch.setattr(AcmeForCausalLM, "media_family", path, raising=False)
+    assert isinstance(family_of(["AcmeForCausalLM"]), Gemma3)
 
 
 def test_the_checkpoint_is_random_and_carries_the_asked_architecture(

@@ -3,7 +3,8 @@
 
 A reference is a function from a config.json (a mapping, as published) to a module whose parameters have the published names and whose
 `forward(input_ids)`, int64 [1, T], gives logits [1, T, V]; it caches nothing and shares no code with the model files. To add one,
-write the function in a file of this folder and name it in `REFERENCES`. Classes derive from `OwnReference`.
+write the function in a file of this folder and name it in `REFERENCES`. Classes derive from `OwnReference`. A model class from outside
+names its own: `reference = "my_package.reference:acme"`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from sglang.verify.outside import REFERENCE, named_by_class
 
 # architecture -> "module in this folder:function"
 REFERENCES: dict[str, str] = {
@@ -90,7 +93,14 @@ class OwnReference(nn.Module):
 
 
 def find_reference(raw: Raw) -> Callable[[Raw], OwnReference] | None:
-    """The function that builds the reference of a config.json; None where transformers has the class."""
+    """The function that builds the reference of a config.json; None where transformers has the class.
+
+    Raises ConfigError when a class from outside names one that cannot be imported.
+    """
+    for architecture in raw.get("architectures") or ():
+        own = named_by_class(architecture, REFERENCE)
+        if own is not None:
+            return own
     named = [REFERENCES[name] for name in raw.get("architectures") or () if name in REFERENCES]
     if not named and _is_nameless(raw):
         named = [MODEL_TYPES[raw["model_type"]]]
