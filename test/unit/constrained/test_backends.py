@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -10,7 +11,13 @@ import pytest
 import torch
 import xgrammar
 
-from sglang.srt.constrained.base import InvalidGrammarError, clear_tail, mask_words
+from sglang.srt.constrained import llguidance_backend, xgrammar_backend
+from sglang.srt.constrained.base import (
+    GrammarOptions,
+    InvalidGrammarError,
+    clear_tail,
+    mask_words,
+)
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec
 from sglang.srt.sampling.row_masks import RowMasks
@@ -242,6 +249,70 @@ def test_what_is_no_grammar_is_refused_with_a_reason(backend, kind, text):
     with pytest.raises(InvalidGrammarError) as error:
         backend.compile(kind, text)
     assert str(error.value) and len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize("name", ["xgrammar", "llguidance"])
+def test_a_kind_that_nobody_knows_is_named(make_backend, name):
+    with pytest.raises(InvalidGrammarError, match=f"{name} has no grammars of kind 'poem'"):
+        make_backend(name).compile("poem", "text")
+
+
+_TAG_CONTENT = {"type": "json_schema", "json_schema": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"type": "const_string", "value": "a"}, "not 'const_string'"),
+        ({"at_least_one": True}, "at_least_one"),
+        ({"stop_after_first": True}, "stop_after_first"),
+        ({"tags": []}, "at least one tag"),
+        ({"triggers": ["[", "("]}, "no trigger starts the tag '<f>'"),
+        ({"tags": [{"begin": "<f>", "content": {"type": "regex"}, "end": "</f>"}]}, "not 'regex'"),
+    ],
+)
+def test_structural_tags_that_llguidance_lacks_are_refused(make_backend, changes, words):
+    """And every other one is not: `<` opens what begins with `<f>`."""
+    tag = {"begin": "<f>", "content": _TAG_CONTENT, "end": "</f>"}
+    format_ = {"type": "triggered_tags", "triggers": ["[", "<"], "tags": [tag]}
+    backend = make_backend("llguidance")
+    assert backend.compile("structural_tag", json.dumps({"format": format_})).new_matcher()
+    with pytest.raises(InvalidGrammarError, match=words):
+        backend.compile("structural_tag", json.dumps({"format": {**format_, **changes}}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "http://127.0.0.1:1/other.json"},
+        {"properties": {"a": {"anyOf": [{"type": "null"}, {"$ref": "other.json#/a"}]}}},
+    ],
+)
+def test_references_out_of_the_schema_are_named(make_backend, schema):
+    with pytest.raises(InvalidGrammarError, match="leads outside the schema"):
+        make_backend("xgrammar").compile("json", json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("[12:00:00] /a/b.cc:7: no such rule: x", "no such rule: x"),
+        ("[12:00:00] no position", "[12:00:00] no position"),
+        (" plain: words ", "plain: words"),
+        ("x" * 600, "x" * 500),
+    ],
+)
+def test_reasons_are_without_time_and_place(message, shown):
+    assert xgrammar_backend._reason(RuntimeError(message)) == shown
+
+
+def test_llguidance_needs_a_fast_tokenizer_and_an_end(tokenizer):
+    with pytest.raises(ValueError, match="str is not a fast tokenizer"):
+        llguidance_backend.make_recipe("text", 64, [2], GrammarOptions())
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="needs an EOS token"):
+        llguidance_backend.make_recipe(endless, 64, [], GrammarOptions())
 
 
 def test_the_empty_object_schema_gives_any_object(backend, tokenizer, vocab_size):

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sglang.srt.constrained import compile_process
+from sglang.srt.constrained import compile_process, grammar_manager
 from sglang.srt.constrained.base import GrammarOptions
 from sglang.srt.constrained.grammar_manager import GrammarManager, register_grammar_backend
 from sglang.srt.utils.errors import ConfigError, RequestError
@@ -165,6 +166,48 @@ def test_the_cache_forgets_the_least_recently_used(make_manager):
         outcome(manager, "regex", text)
     assert manager.submit("regex", "a").done and manager.submit("regex", "c").done
     assert not manager.submit("regex", "b").done
+
+
+def test_verdicts_expire_and_what_is_renewed_counts_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(grammar_manager, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    cache = grammar_manager._Cache(max_entries=3)
+    key = ("regex", "a")
+    cache.put(key, "first", size=10, lasts=60.0)
+    cache.put(key, "second", size=7, lasts=60.0)
+    assert cache.get(key) == "second" and cache._bytes == 7
+    now[0] = 160.0
+    assert cache.get(key) == "second"
+    now[0] = 160.5
+    assert cache.get(key) is None and cache._bytes == 0
+    assert cache.get(key) is None
+
+
+def test_the_cache_is_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(grammar_manager, "_MAX_CACHE_BYTES", 10)
+    cache = grammar_manager._Cache(max_entries=5)
+    for text, size in (("a", 4), ("b", 6), ("c", 1)):
+        cache.put(("regex", text), text, size, lasts=60.0)
+    assert [cache.get(("regex", text)) for text in "abc"] == [None, "b", "c"]
+    cache.put(("regex", "huge"), "huge", 11, lasts=60.0)
+    assert cache.get(("regex", "huge")) is None and cache._bytes == 0
+
+
+def test_too_many_that_wait_are_a_503(make_manager, monkeypatch):
+    monkeypatch.setattr(grammar_manager, "_MAX_QUEUED", 2)
+    manager = make_manager()
+    futures = [manager.submit("regex", text) for text in "abca"]
+    assert [future.done for future in futures] == [False, False, True, False]
+    with pytest.raises(RequestError, match="too many grammars") as error:
+        futures[2].matcher()
+    assert error.value.status_code == 503
+    wait(manager, *futures)
+    assert outcome(manager, "regex", "c").name.startswith("regex:c:")
+
+
+def test_a_registered_backend_is_named_among_those_allowed():
+    with pytest.raises(ConfigError, match="none, fake"):
+        GrammarManager("any", 64, [2], "nonsense")
 
 
 def test_a_tokenizer_that_the_backend_cannot_read_turns_grammars_off(make_manager, caplog):

@@ -8,7 +8,9 @@ import pytest
 import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
 
+from sglang.srt.managers import detokenizer as detokenizer_module
 from sglang.srt.managers.detokenizer import Detokenizer
 
 ALL = {
@@ -101,3 +103,85 @@ def test_token_text_keeps_the_space_of_a_word_token():
 def test_token_text_of_a_special_token_is_its_name():
     tokenizer = tiny_tokenizers.byte_level()
     assert Detokenizer(tokenizer).token_text(tokenizer.eos_token_id) == "</s>"
+
+
+def test_every_byte_of_a_byte_level_vocabulary_is_read_back():
+    """By the alphabet of the library, for all bytes that UTF-8 has."""
+    write = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    table = detokenizer_module._byte_of_char()
+    assert sorted(table.values()) == list(range(256))
+    for point in [*range(0x800), *range(0x800, 0xD800, 0x100), *range(0x10000, 0x110000, 0x10000)]:
+        text = chr(point)
+        ((token, _),) = write(text)
+        assert bytes(table[char] for char in token) == text.encode()
+
+
+def test_byte_level_vocabularies_need_no_decoding_by_the_library(monkeypatch):
+    tokenizer = tiny_tokenizers.byte_level()
+    ids = tokenizer.encode("naïve 好", add_special_tokens=False)
+    monkeypatch.delattr(detokenizer_module, "_decode")
+    assert join_in_chunks(tokenizer, ids, iter(lambda: 1, 0)) == "naïve 好"
+
+
+# --- tokenizers in Python
+
+
+class SlowTokenizer:
+    """Bytes are tokens, and two more have a meaning."""
+
+    is_fast = False
+    END, UPPER = 256, 257
+    all_special_ids = [END]
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(text.encode()) + [self.END] * add_special_tokens
+
+    def decode(
+        self,
+        ids: list[int],
+        skip_special_tokens: bool,
+        clean_up_tokenization_spaces: bool,
+        spaces_between_special_tokens: bool,
+    ) -> str:
+        assert not skip_special_tokens and not clean_up_tokenization_spaces
+        pieces = [[]]
+        for token in ids:
+            if token == self.END:
+                pieces += [None, []]
+            elif token < 256:
+                pieces[-1].append(token)
+        texts = ["<end>" if p is None else bytes(p).decode("utf-8", "replace") for p in pieces]
+        text = (" " if spaces_between_special_tokens else "").join(t for t in texts if t)
+        return text.upper() if self.UPPER in ids else text
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_increments_of_a_slow_tokenizer(size):
+    tokenizer = SlowTokenizer()
+    text = "naïve 好🙂 ok"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert join_in_chunks(tokenizer, ids, iter(lambda: size, 0)) == text
+
+
+@pytest.mark.parametrize(
+    ("skip", "spaces", "expected"),
+    [(True, True, "ab"), (False, True, "a <end> b"), (False, False, "a<end>b")],
+)
+def test_special_tokens_of_a_slow_tokenizer(skip, spaces, expected):
+    stream = Detokenizer(SlowTokenizer()).open(skip, spaces)
+    ids = [ord("a"), SlowTokenizer.END, ord("b")]
+    assert "".join(map(stream.push, [[token] for token in ids])) + stream.flush() == expected
+
+
+def test_broken_bytes_are_shown_once_and_what_follows_is_whole():
+    stream = Detokenizer(SlowTokenizer()).open()
+    news = [stream.push([0x80]) for _ in range(9)]
+    assert news == [""] * 8 + ["\ufffd" * 9], "nothing could still make them a character"
+    assert stream.push([ord("a")]) == "a"
+    assert stream.flush() == ""
+
+
+def test_token_text_of_a_token_that_changes_what_is_before_it():
+    detokenizer = Detokenizer(SlowTokenizer())
+    assert detokenizer.token_text(ord("x")) == "x"
+    assert detokenizer.token_text(SlowTokenizer.UPPER) == ""

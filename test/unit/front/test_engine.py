@@ -229,3 +229,17 @@ def test_script_that_forgets_shutdown_leaves_no_process_and_imports_no_torch(
     assert not is_running(int(pid)) and not os.path.exists(folder)
     assert has_torch == "False"
     assert done.stderr == ""
+
+
+def test_a_script_from_standard_input_is_refused_before_a_process_starts():
+    script = "from sglang.srt.entrypoints.scheduler_processes import SchedulerProcesses as S\nS(None, None)"
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": PACKAGE},
+    )
+    assert done.returncode == 1
+    assert "read from standard input" in done.stderr and "Save it in a file" in done.stderr

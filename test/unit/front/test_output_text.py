@@ -76,3 +76,52 @@ def test_stop_tokens_have_empty_pieces():
     output = OutputText(Letters(), keep_pieces=True)
     output.finish(ids_of("abZ"), trim_ids=1)
     assert output.visible == "ab" and output.pieces == ["a", "b", ""]
+
+
+class Words(Letters):
+    """Tokens are words; the end of the text comes with the flush."""
+
+    def __init__(self, words, end=""):
+        self._words, self._end = words, end
+
+    def push(self, ids):
+        return "".join(self._words[i] for i in ids)
+
+    def flush(self):
+        return self._end
+
+
+@pytest.mark.parametrize(
+    ("words", "visible"),
+    [
+        (["x", "aa-aa"], "x"),
+        (["aa-aa"], ""),
+        (["xa", "a-aa"], "x"),
+        (["aa", "x", "aa"], "aax"),
+        (["aa", "x", "y"], ""),  # not where it should be
+        (["x", "y"], "xy"),
+    ],
+)
+def test_the_cut_is_at_the_first_stop_that_the_last_token_completed(words, visible):
+    output = OutputText(Words(words), ["aa"])
+    output.finish(list(range(len(words))), trim_text="aa")
+    assert output.visible == visible
+
+
+def test_what_the_stream_held_belongs_to_the_last_token():
+    output = OutputText(Words(["a", "b"], end="\ufffd"), keep_pieces=True)
+    output.append([0])
+    output.finish([1])
+    assert output.visible == "ab\ufffd" and output.pieces == ["a", "b\ufffd"]
+
+
+def test_a_stop_in_what_the_stream_held_is_cut():
+    output = OutputText(Words(["a", "E"], end="ND"), ["END"], keep_pieces=True)
+    output.finish([0, 1], trim_text="END")
+    assert output.visible == "a" and output.pieces == ["a", ""]
+
+
+def test_nothing_was_put_out():
+    output = OutputText(Words([], end=""), keep_pieces=True)
+    output.finish([])
+    assert output.visible == "" and output.pieces == [] and output.is_final

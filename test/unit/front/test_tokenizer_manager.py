@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from types import SimpleNamespace
 
 import pytest
 from scripted_scheduler import BREAK, HOLD, OVERLOAD, REFUSE, output
 
+from sglang.srt.managers.input_expansion import expand_input
 from sglang.srt.managers.io_struct import (
     AbortReq,
     EmbeddingReqInput,
     FinishReason,
     GenerateReqInput,
+    ShutdownReq,
 )
 from sglang.srt.managers.request_state import ClientDisconnected, ServiceError
+from sglang.srt.managers.request_validation import ModelLimits, RequestValidator
 from sglang.srt.utils.errors import RequestError
 
 
@@ -123,6 +128,33 @@ def test_lists_are_per_prompt_and_scalars_are_for_all(make_front):
     assert (first.top_logprobs_num, second.top_logprobs_num) == (2, 0)
     assert (first.token_ids_logprob, second.token_ids_logprob) == ([5, 6], None)
     assert first.extra_key == second.extra_key == "key"
+
+
+def test_ids_of_logprobs_may_differ_by_prompt(make_front):
+    front = make_front()
+    given = [[5], None, [6, 7]]
+    prompts = [[1], [2], [3]]
+    answer(front.manager, input_ids=prompts, return_logprob=True, token_ids_logprob=given)
+    assert [req.token_ids_logprob for req in front.scheduler.requests()] == given
+
+
+def test_prompts_of_one_call_are_bounded(make_front, monkeypatch):
+    monkeypatch.setattr("sglang.srt.managers.input_expansion.MAX_SAMPLES_PER_CALL", 2)
+    front = make_front()
+    assert "3 prompts in one call; at most 2" in refusal(front.manager, text=["w1"] * 3)
+    assert len(answer(front.manager, text=["w1"] * 2)) == 2
+    assert len(answer(front.manager, text="w1", sampling_params={"n": 2})) == 2
+
+
+def test_a_prompt_must_fit_into_the_kv_cache():
+    limits = ModelLimits(context_len=64, vocab_size=100, max_req_input_len=20)
+    validator = RequestValidator(limits, None, allow_auto_truncate=False)
+    (prompt,) = expand_input(GenerateReqInput(input_ids=[1])).prompts
+    assert len(validator.build(prompt, [1] * 20, False, 0.0).input_ids) == 20
+    with pytest.raises(RequestError, match="21 tokens. is longer than the 20 tokens that the KV"):
+        validator.build(prompt, [1] * 21, False, 0.0)
+    with pytest.raises(RequestError, match="longer than the model's context length"):
+        validator.build(prompt, [1] * 64, False, 0.0)
 
 
 def test_preferred_sampling_params_are_under_the_requests_own(make_front):
@@ -276,6 +308,11 @@ def test_streamed_logprobs_accumulate(make_front):
         ({"text": "w1", "return_logprob": "yes"}, "return_logprob"),
         ({"text": "w1", "token_ids_logprob": [110]}, "outside the vocabulary"),
         ({"text": "w1 \ud800"}, "not valid Unicode"),
+        ({"input_ids": 5}, "input_ids must be a list of token ids"),
+        ({"text": "w1", "token_ids_logprob": 5}, "token_ids_logprob must be a list"),
+        ({"text": "w1", "token_ids_logprob": [[5]]}, "1 lists for 1 prompts"),
+        ({"text": ["w1", "w2"], "token_ids_logprob": [[5]]}, "1 lists for 2 prompts"),
+        ({"text": "w1", "token_ids_logprob": [1] * 4097}, "4097 entries; at most 4096"),
     ],
 )
 def test_bad_requests_are_refused_before_the_scheduler_sees_them(make_front, fields, words):
@@ -294,8 +331,16 @@ def test_default_length_is_not_refused_although_it_does_not_fit(make_front):
 def test_auto_truncate_cuts_the_prompt_and_the_length(make_front):
     front = make_front(allow_auto_truncate=True)
     answer(front.manager, input_ids=[1] * 100, sampling_params={"max_new_tokens": 50})
-    (req,) = front.scheduler.requests()
-    assert len(req.input_ids) == 63 and req.sampling_params.max_new_tokens == 1
+    answer(
+        front.manager,
+        input_ids=[1] * 40,
+        sampling_params={"max_new_tokens": 50, "min_new_tokens": 40},
+    )
+    first, second = front.scheduler.requests()
+    assert len(first.input_ids) == 63 and first.sampling_params.max_new_tokens == 1
+    params = second.sampling_params
+    assert len(second.input_ids) == 40
+    assert params.max_new_tokens == params.min_new_tokens == 24
 
 
 def test_rid_in_use_is_refused(make_front):
@@ -409,6 +454,51 @@ def test_disconnected_client_ends_the_request(make_front, monkeypatch):
 # --- loops and failures
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_is_asked_once_per_interval_while_a_stream_has_news(make_front, monkeypatch, stream):
+    """And not at all when the answer comes sooner."""
+    monkeypatch.setenv("SGLANG_REQUEST_STATE_WAIT_TIMEOUT", "1000")
+    front = make_front()
+
+    class Client:
+        async def is_disconnected(self):
+            raise AssertionError("asked too soon")
+
+    items = collect(front.manager, request=Client(), input_ids=[1, 2, 3], stream=stream)
+    assert items[-1]["output_ids"] == [1, 2, 3]
+
+
+def test_disconnected_client_ends_its_stream(make_front, monkeypatch):
+    monkeypatch.setenv("SGLANG_REQUEST_STATE_WAIT_TIMEOUT", "0.02")
+    front = make_front()
+
+    class Gone:
+        async def is_disconnected(self):
+            return True
+
+    with pytest.raises(ClientDisconnected):
+        collect(front.manager, request=Gone(), input_ids=[HOLD], stream=True)
+    assert front.scheduler.wait_for(AbortReq).exact
+
+
+def test_call_from_a_second_running_loop_is_refused(make_front):
+    front = make_front()
+
+    async def hold():
+        stream = front.manager.generate_request(
+            GenerateReqInput(input_ids=[HOLD], rid="first", stream=True)
+        )
+        await anext(stream)
+        try:
+            with pytest.raises(RuntimeError, match="another running event loop"):
+                await asyncio.to_thread(collect, front.manager, input_ids=[1])
+        finally:
+            await stream.aclose()
+
+    asyncio.run(hold())
+    assert answer(front.manager, input_ids=[1])["output_ids"] == [1]
+
+
 def test_each_asyncio_run_is_served(make_front):
     front = make_front()
     for _ in range(3):
@@ -456,6 +546,59 @@ def test_many_concurrent_calls(make_front):
         return await asyncio.gather(*(one(i) for i in range(200)))
 
     assert asyncio.run(run()) == [[i % 80, 5] for i in range(200)]
+
+
+def test_unreadable_message_of_the_scheduler_ends_every_call(make_front):
+    front = make_front()
+
+    async def run():
+        stream = front.manager.generate_request(GenerateReqInput(input_ids=[HOLD], stream=True))
+        await anext(stream)
+        with front.scheduler.lock:
+            front.scheduler.outbox.send(b"no message")
+        with pytest.raises(ServiceError, match="cannot be read"):
+            await anext(stream)
+
+    asyncio.run(run())
+    assert not front.manager.is_alive
+    with pytest.raises(ServiceError, match="cannot be read"):
+        collect(front.manager, input_ids=[1])
+
+
+def test_lost_scheduler_fails_those_who_wait_for_a_reply(make_front):
+    front = make_front()
+    front.scheduler.handle = lambda message: None  # hears, and does not answer
+
+    async def run():
+        asked = [asyncio.ensure_future(front.manager.flush_cache()) for _ in range(2)]
+        while len(front.scheduler.received) < 2:
+            await asyncio.sleep(0.01)
+        asked[0].cancel()
+        front.manager._client.fail("the scheduler left")
+        front.manager._client.fail("a later reason")
+        with pytest.raises(ServiceError, match="the scheduler left"):
+            await asked[1]
+
+    asyncio.run(run())
+
+
+def test_closed_engine_says_so_to_those_who_wait_and_those_who_come(make_front):
+    front = make_front()
+
+    async def run():
+        stream = front.manager.generate_request(GenerateReqInput(input_ids=[HOLD], stream=True))
+        await anext(stream)
+        front.manager.close()
+        with pytest.raises(ServiceError, match="has been shut down"):
+            await anext(stream)
+
+    asyncio.run(run())
+    front.manager.close()  # twice does no harm
+    assert not front.manager.is_alive
+    with pytest.raises(ServiceError, match="has been shut down"):
+        collect(front.manager, input_ids=[1])
+    front.scheduler.thread.join(10)
+    assert isinstance(front.scheduler.received[-1], ShutdownReq)
 
 
 def test_lost_scheduler_fails_waiting_and_later_calls(make_front):
@@ -514,6 +657,7 @@ def test_profile(make_front):
     for bad in ({"num_step": 3}, {"num_steps": "three"}, {"self": 1}):
         with pytest.raises(RequestError, match="profile options"):
             asyncio.run(front.manager.start_profile(bad))
+    assert not front.manager._client._replies, "nobody waits any more"
 
 
 def test_metrics_count_requests_and_ask_the_scheduler(make_front):
@@ -527,6 +671,7 @@ def test_metrics_count_requests_and_ask_the_scheduler(make_front):
     assert values["sglang:generation_tokens_total"] == "3.0"
     assert values["sglang:time_to_first_token_seconds_count"] == "1.0"
     assert values["sglang:e2e_request_latency_seconds_count"] == "1.0"
+    assert values["sglang:inter_token_latency_seconds_count"] == "2.0"
     assert values["sglang:gen_throughput"] == "5.0"
     assert 'model_name="' in text
 
@@ -535,3 +680,36 @@ def test_model_info(make_front, model_folder):
     info = make_front().manager.model_info
     assert info["model_path"] == info["tokenizer_path"] == model_folder
     assert info["is_generation"] is True and info["weight_version"] == "default"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_request_logger_sees_each_call_and_each_end(make_front, stream):
+    front, seen = make_front(), []
+    front.manager.request_logger = SimpleNamespace(
+        log_received=lambda obj, rids: seen.append((obj.input_ids, rids)),
+        log_finished=lambda obj, item: seen.append(item["meta_info"]["id"]),
+    )
+    collect(front.manager, input_ids=[[1, 2], [3]], rid="b", stream=stream)
+    assert seen[0] == ([[1, 2], [3]], ["b_0", "b_1"])
+    assert sorted(seen[1:]) == ["b_0", "b_1"]
+
+
+def test_metrics_that_are_off_are_not_found(make_front):
+    with pytest.raises(ServiceError, match="--enable-metrics") as caught:
+        asyncio.run(make_front().manager.render_metrics())
+    assert caught.value.status_code == 404
+
+
+def test_facts_of_the_scheduler(make_front):
+    manager = make_front().manager
+    before = manager.last_receive_ts
+    answer(manager, text="w1")
+    assert manager.last_receive_ts > before
+    assert manager.context_len == 64
+
+
+@pytest.mark.parametrize("error", [RequestError("no", 418), ServiceError("no", 503)])
+def test_errors_cross_process_borders(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.message, copy.status_code) == ("no", "no", error.status_code)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
+from sglang.srt.entrypoints.openai import chat_template
 from sglang.srt.entrypoints.openai.chat_template import ChatTemplate, ChatTemplates
 from sglang.srt.entrypoints.openai.jinja_sandbox import (
     RenderLimits,
@@ -294,3 +296,35 @@ def test_no_template(tokenizer_of):
 def test_fixed_variables(tokenizer_of):
     with pytest.raises(RequestError, match="may not set messages"):
         encode(load(tokenizer_of()), variables={"messages": []})
+
+
+@pytest.mark.parametrize("own", [None, "{{ messages }}"])
+def test_name_of_a_template_where_none_has_a_name(tokenizer_of, own):
+    with pytest.raises(ConfigError, match="no named templates"):
+        ChatTemplates.load(tokenizer_of(own), hf_chat_template_name="rag")
+    ChatTemplates.load(tokenizer_of(own), hf_chat_template_name="default").close()
+
+
+def test_template_that_takes_too_long_is_refused(tokenizer_of, monkeypatch):
+    monkeypatch.setattr(chat_template, "ENCODE_TIMEOUT_SECONDS", 0.01)
+    may_go_on = threading.Event()
+
+    class Slow:
+        def encode(self, messages, **options):
+            may_go_on.wait(60)
+
+    templates = ChatTemplates({"default": Slow()})
+    try:
+        with pytest.raises(RequestError, match="took too long"):
+            asyncio.run(templates.encode([]))
+    finally:
+        may_go_on.set()
+        templates.close()
+
+
+def test_messages_nested_too_deeply_are_refused(tokenizer_of):
+    value = "x"
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(RequestError, match="nested too deeply"):
+        ReservedTokens(tokenizer_of("")).guard().protect(value)

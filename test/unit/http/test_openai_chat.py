@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 
 import httpx
 import openai
 import pytest
 
+from sglang.srt.entrypoints.openai.chat_template import ChatTemplates
+from sglang.srt.entrypoints.openai.sampling_fields import model_defaults
 from sglang.srt.managers.request_state import ServiceError
 from sglang.srt.utils.errors import RequestError
 
@@ -115,6 +118,12 @@ def test_model_defaults(make_server, tmp_path):
     server = make_server(model_path=str(tmp_path), sampling_defaults="openai")
     server.chat()
     assert "temperature" not in server.last.sampling_params
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(0, -1), (1, 1), (-1, -1)])
+def test_top_k_of_a_generation_config(top_k, expected):
+    """Zero is how Transformers spells "off"; null is not set."""
+    assert model_defaults({"top_k": top_k, "top_p": None}) == {"top_k": expected}
 
 
 def test_logprobs(server):
@@ -370,6 +379,16 @@ def test_server_abort_is_an_error_and_a_clients_abort_is_not(server, stream):
     assert response.status_code == 200 and '"finish_reason":"abort"' in response.text
 
 
+def test_server_abort_in_the_middle_of_a_stream_is_an_error_event(server):
+    server.manager.finish = {"type": "abort", "message": "lost", "status_code": 503}
+    response = server.chat(stream=True)
+    assert response.status_code == 200
+    *_, last, done = [line for line in response.text.split("\n\n") if line]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["message"] == "lost" and error["code"] == 503
+    assert done == "data: [DONE]" and '"finish_reason":"abort"' not in response.text
+
+
 # --- streams
 
 
@@ -389,6 +408,26 @@ def test_stream(server, events):
     assert [c["delta"]["content"] for c in choices[1:]] == ["Hel", "lo", " wörld", None]
     assert [c["finish_reason"] for c in choices] == [None] * 4 + ["stop"]
     assert choices[-1]["matched_stop"] == 7
+
+
+def test_pieces_without_text_are_not_streamed(server, events):
+    server.manager.pieces = ["Hel", "", "lo", ""]
+    choices = [chunk["choices"][0] for chunk in events(server.chat(stream=True).text)]
+    assert [c["delta"]["content"] for c in choices] == ["", "Hel", "lo", None]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(None, []), ("a", ["a"]), (["a", "b"], ["a", "b"])]
+)
+def test_what_ends_an_answer_in_the_template_ends_it_too(server, monkeypatch, asked, expected):
+    encode = ChatTemplates.encode
+
+    async def encode_with_stop(self, *args, **kwargs):
+        return dataclasses.replace(await encode(self, *args, **kwargs), stop=("USER:", "</s>"))
+
+    monkeypatch.setattr(ChatTemplates, "encode", encode_with_stop)
+    assert server.chat(stop=asked).status_code == 200
+    assert server.last.sampling_params["stop"] == [*expected, "USER:", "</s>"]
 
 
 def test_stream_of_several_samples(server, events):

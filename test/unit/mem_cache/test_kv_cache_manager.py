@@ -290,8 +290,11 @@ def test_a_closed_handle_is_refused():
     assert reopened.row == handle.row
     for call in (
         lambda: manager.close(handle, []),
+        lambda: manager.close(handle, [], insert=False),
         lambda: manager.extend(handle, 1),
+        lambda: manager.take_encoder(handle, 1),
         lambda: manager.commit_prefix(handle, []),
+        lambda: manager.withdraw(handle, 0),
         lambda: manager.truncate(handle, 0),
     ):
         with pytest.raises(AssertionError, match="closed"):
@@ -354,11 +357,37 @@ def test_requests_that_grow_together_keep_their_slots_in_one_run(page_size):
     manager.check()
 
 
+def test_room_ends_where_the_request_may_end():
+    manager = KVCacheManager(400, 4, 2)
+    handle = manager.open([], max_length=20)
+    manager.extend(handle, 8)
+    assert len(handle.room) == 3
+    manager.extend(handle, 16)  # beyond what was announced
+    assert not handle.room
+    silent = manager.open([])
+    manager.extend(silent, 4)
+    assert not silent.room
+    manager.check()
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_truncated_request_grows_on_in_one_run(page_size):
+    manager = KVCacheManager(400 * page_size, page_size, 2)
+    handle = manager.open([], max_length=20 * page_size)
+    manager.extend(handle, 8 * page_size)
+    manager.truncate(handle, 5 * page_size)
+    manager.check()
+    for _ in range(10 * page_size):
+        manager.extend_many([handle])
+    assert np.all(np.diff(handle.slots) == 1)
+    manager.check()
+
+
 def test_room_is_given_up_when_others_need_it():
     manager = KVCacheManager(41, 1, 2)
     greedy, other = manager.open([], max_length=1000), manager.open([])
     manager.extend(greedy, 4)
-    assert len(greedy.room) > 0
+    assert len(greedy.room) == 9, "a quarter of what is left"
     assert manager.num_free == 36, "room counts as free"
     assert manager.extend(other, 36) is not None
     assert manager.num_free == 0 and not greedy.room

@@ -84,6 +84,11 @@ def test_bad_sizes_are_refused(overrides):
         _pool(**overrides)
 
 
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_two_pages_are_enough(page_size):
+    assert _pool(size=2 * page_size, page_size=page_size).get_key_buffer(0).any().item() is False
+
+
 def test_a_dtype_that_needs_scales_is_refused():
     with pytest.raises(ValueError, match="float8_e4m3fn"):
         _pool(dtype=torch.float8_e4m3fn)

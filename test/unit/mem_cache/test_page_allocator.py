@@ -51,6 +51,22 @@ def test_audit_sees_a_page_freed_twice_in_one_call():
         allocator.check()
 
 
+@pytest.mark.parametrize(("num_pages", "limit"), [(1200, 1024), (32_000, 2000)])
+def test_the_stack_is_sorted_once_enough_has_been_freed(num_pages, limit):
+    allocator = PageAllocator(num_pages, page_size=1)
+    pages = allocator.alloc_pages(num_pages - 1)
+    freed = np.random.default_rng(0).permutation(pages)[:limit]
+    for page in freed:
+        allocator.free_pages(np.array([page], dtype=np.int32))
+    assert allocator.alloc_pages(2).tolist() == freed[-2:][::-1].tolist()  # the last one first
+    allocator.free_pages(freed[-2:])
+    assert allocator.alloc_pages(limit).tolist() == sorted(freed.tolist())
+    allocator.check()
+    for page in (5, 9, 7):
+        allocator.free_pages(np.array([page], dtype=np.int32))
+    assert allocator.alloc_pages(3).tolist() == [7, 9, 5]  # counted anew since then
+
+
 @pytest.mark.parametrize("page_size", [1, 4])
 def test_slots_and_pages_are_inverse(page_size):
     allocator = PageAllocator(num_pages=9, page_size=page_size)

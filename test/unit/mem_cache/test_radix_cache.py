@@ -287,6 +287,93 @@ def test_audit_sees_a_lost_lock_and_a_wrong_size():
         tree.cache.check([node])
 
 
+def _misplace_root(cache, root, leaf):
+    cache._roots["other"] = cache._roots.pop(None)
+
+
+def _leave_unused_root(cache, root, leaf):
+    cache._roots["other"] = cache._make_node(None, "other", as_tokens([]), leaf.slots[:0])
+
+
+def _fill_root(cache, root, leaf):
+    root.token_ids, root.slots = leaf.token_ids, leaf.slots
+
+
+def _empty_leaf(cache, root, leaf):
+    leaf.token_ids, leaf.slots = leaf.token_ids[:0], leaf.slots[:0]
+    root.children = {b"": leaf}
+
+
+def _lose_slot(cache, root, leaf):
+    leaf.slots = leaf.slots[1:]
+
+
+def _halve_page(cache, root, leaf):
+    leaf.token_ids, leaf.slots = leaf.token_ids[:3], leaf.slots[:3]
+
+
+def _change_extra_key(cache, root, leaf):
+    leaf.extra_key = "other"
+
+
+def _change_key(cache, root, leaf):
+    root.children = {b"other": leaf}
+
+
+def _cut_from_parent(cache, root, leaf):
+    leaf.parent = cache._make_node(None, None, root.token_ids, root.slots)
+
+
+def _withdraw_unused(cache, root, leaf):
+    leaf.is_withdrawn = True
+    root.children = {cache._key(leaf): leaf}
+
+
+def _empty_queue(cache, root, leaf):
+    cache._queue.clear()
+
+
+def _leave_out_of_queue(cache, root, leaf):
+    cache._queue.clear()
+    leaf.is_queued = False
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_misplace_root, "root by its extra key"),
+        (_leave_unused_root, "root is of use"),
+        (_fill_root, "root is empty"),
+        (_empty_leaf, "whole pages"),
+        (_lose_slot, "as many slots as tokens"),
+        (_halve_page, "whole pages"),
+        (_change_extra_key, "extra key of the parent"),
+        (_change_key, "child by its key"),
+        (_cut_from_parent, "parent link"),
+        (_withdraw_unused, "withdrawn and unused"),
+        (_empty_queue, "queue flag"),
+        (_leave_out_of_queue, "leaf not queued"),
+    ],
+)
+def test_audit_names_the_fault(damage, words):
+    tree = Tree(page_size=2)
+    tree.add([1, 2, 3, 4])
+    root = tree.cache._roots[None]
+    (leaf,) = root.children.values()
+    damage(tree.cache, root, leaf)
+    with pytest.raises(AssertionError, match=words):
+        tree.check()
+
+
+def test_audit_sees_a_lock_outside_the_tree():
+    tree = Tree()
+    tree.add([1, 2])
+    (leaf,) = tree.cache._roots[None].children.values()
+    tree.cache.clear()
+    with pytest.raises(AssertionError, match="not in the tree"):
+        tree.cache.check([leaf])
+
+
 _runs = st.lists(st.lists(st.integers(0, 2), max_size=12), min_size=1, max_size=12)
 
 

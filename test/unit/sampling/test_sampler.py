@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sglang.srt.layers import sampler as sampler_module
 from sglang.srt.layers.sampler import SampleOutput, Sampler, seeded_noise, unpack_mask
 from sglang.srt.managers.step_plan import RowSetup, RowWork, SamplingSpec, StepPlan
 from sglang.srt.model_executor.worker import LaunchedStep
@@ -98,6 +99,36 @@ def test_top_k_beyond_the_partial_selection_sorts_everything():
     for _ in range(5):
         ids = sample(logits, [{"top_k": 2000, "temperature": 50.0}, {"top_k": 1500}]).next_ids
         assert logits[0, ids[0]] >= limits[0, 1999] and logits[1, ids[1]] >= limits[1, 1499]
+
+
+@pytest.mark.parametrize("filters", [{}, {"min_p": 0.2}], ids=str)
+def test_a_large_vocabulary_is_drawn_from_without_a_sort(monkeypatch, filters):
+    """With a seed the draws do not depend on the way; without, they follow the same distribution."""
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(3)).repeat(200, 1)
+    specs = [{"seed": seed, **filters} for seed in range(200)]
+    sorted_draws = sample(logits, specs).next_ids
+    monkeypatch.setattr(sampler_module, "_MAX_PARTIAL_TOP_K", 8)
+    monkeypatch.delattr(Sampler, "_draw_from_sorted")
+    assert torch.equal(sample(logits, specs).next_ids, sorted_draws)
+    mixed = [{**filters} if seed % 2 else spec for seed, spec in enumerate(specs)]
+    assert torch.equal(sample(logits, mixed).next_ids[::2], sorted_draws[::2])
+    probs = torch.softmax(LOGITS, dim=-1)
+    expected = probs * (probs >= filters.get("min_p", 0.0) * probs[0])
+    monkeypatch.setattr(sampler_module, "_MAX_PARTIAL_TOP_K", 2)
+    got = histogram(LOGITS, **filters)
+    assert torch.allclose(got, expected / expected.sum(), atol=0.015)
+
+
+def test_columns_are_kept_while_the_same_rows_decode():
+    table = make_table([{"temperature": 0.5}] * 2)
+    works = [work_of(0), work_of(1)]
+    columns = table.batch([0, 1], works).columns
+    assert table.batch([0, 1], works).columns is columns
+    assert table.batch([1, 0], works[::-1]).columns is not columns
+    columns = table.batch([0, 1], works).columns
+    table.set_row(setup_of(1, temperature=0.25))
+    renewed = table.batch([0, 1], works).columns
+    assert renewed is not columns and renewed.temperature.flatten().tolist() == [0.5, 0.25]
 
 
 def test_a_greedy_batch_takes_the_argmax_and_selects_no_columns():

@@ -111,13 +111,6 @@ def test_ids_outside_the_vocabulary_fail_the_request(checker, tokenizer, token):
     assert (decision.reason.type, decision.reason.status_code) == ("abort", 500)
 
 
-def test_bad_logits_fail_the_request(checker, tokenizer):
-    req = Request(tokenizer, 1)
-    req.output_ids.append(5)
-    decision = checker.check(req, bad_logits=True)
-    assert (decision.reason.type, decision.reason.status_code) == ("abort", 500)
-
-
 def ids_of(tokenizer, *tokens: str) -> list[int]:
     return tokenizer.convert_tokens_to_ids(list(tokens))
 
@@ -237,3 +230,26 @@ def test_the_kept_text_is_bounded(checker, tokenizer):
 def test_without_a_tokenizer_only_ids_are_checked():
     checker = StopChecker(None, frozenset([2]), VOCAB)
     assert feed(checker, Request(None), [5, 2])[1] == 2
+    stops = Request(None)
+    stops.sampling_params.stop_strs = ["x"]
+    assert feed(checker, stops, [5, 2])[1] == 2
+
+
+def test_a_regex_that_is_none_ends_its_request(checker, tokenizer):
+    req = Request(tokenizer, stop_regex="a")
+    req.sampling_params.stop_regex_strs = ["("]
+    decision, count = feed(checker, req, [5, 6])
+    assert count == 1
+    assert (decision.reason.type, decision.reason.status_code) == ("abort", 400)
+    assert "'(' is not supported" in decision.reason.message
+
+
+def test_a_text_that_just_fits_is_searched_from_its_start(checker, tokenizer):
+    """One character more, and its first one is only there to look behind."""
+    for num_more, is_found in ((0, True), (1, False)):
+        req = Request(tokenizer, 10**6, stop_regex="^x[^E]*E$")
+        feed(checker, req, tokenizer("x").input_ids)
+        longest = checker._tails[req]._max_chars
+        ids = tokenizer("a" * (longest + num_more) + "E").input_ids
+        decision, _ = feed(checker, req, ids)
+        assert (decision is not None) == is_found

@@ -139,11 +139,6 @@ class GrammarManager:
                 ready.append(future)
         return ready
 
-    def warm(self) -> None:
-        """Start the worker before the first grammar arrives; returns at once."""
-        if self._unavailable is None:
-            self._driver.ensure_started()
-
     def close(self) -> None:
         """End the worker. Pending futures stay undone."""
         self._driver.close()

@@ -13,7 +13,6 @@ class AfterReasoning:
     def __init__(self, inner: GrammarMatcher, end_id: int) -> None:
         self._inner = inner
         self._end_id = end_id
-        self._num_free = 0  # tokens accepted up to and with the end of the reasoning
         self._num_bound = 0  # tokens that `inner` has accepted
         self._is_over = False
 
@@ -22,7 +21,6 @@ class AfterReasoning:
             accepted = self._inner.accept_token(token_id)
             self._num_bound += accepted
             return accepted
-        self._num_free += 1
         self._is_over = token_id == self._end_id
         return True
 
@@ -41,7 +39,6 @@ class AfterReasoning:
             self._inner.rollback(from_inner)
             self._num_bound -= from_inner
         if num_tokens > from_inner:
-            self._num_free -= num_tokens - from_inner
             self._is_over = False
 
     def jump_forward(self) -> str:

@@ -47,15 +47,6 @@ class Detokenizer:
             return _ByteStream(self._byte_pieces, skipped)
         return _WindowStream(self._tokenizer, skipped, spaces_between_special_tokens)
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """The whole text of `ids`."""
-        stream = self.open(skip_special_tokens)
-        return stream.push(ids) + stream.flush()
-
-    def token_texts(self, ids: list[int]) -> list[str]:
-        """The text of each id on its own, as it would read in the middle of a text."""
-        return [self.token_text(token_id) for token_id in ids]
-
     def _compute_token_text(self, token_id: int) -> str:
         if self._byte_pieces is not None:
             return self._byte_pieces[token_id].decode("utf-8", "replace")

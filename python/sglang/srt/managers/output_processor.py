@@ -31,7 +31,6 @@ class OutputProcessor:
         self._stop_checker = stop_checker
         self._stream_interval = stream_interval
         self._outbox: list[TokenOutput] = []
-        self.num_generated = 0
 
     def commit(self, step: PlannedStep, result: StepResult) -> None:
         """Apply the result of `step`; news collects until `take_outputs`."""
@@ -79,7 +78,6 @@ class OutputProcessor:
             self._share_prefix(req)
         if not work.sample:
             return
-        self.num_generated += 1
         if req.max_new_tokens == 0:  # only the logprobs of the next token were wanted
             self.finish(req, FinishReason(type="length", length=0))
             return

@@ -69,13 +69,8 @@ class StopChecker:
         self._tails: weakref.WeakKeyDictionary[StoppableRequest, _DecodedTail]
         self._tails = weakref.WeakKeyDictionary()
 
-    def check(self, req: StoppableRequest, *, bad_logits: bool = False) -> StopDecision | None:
-        """To be called after each token appended to `req.output_ids` (and accepted by `req.grammar`).
-
-        `bad_logits`: the row was reported as not finite; its token means nothing, so the request fails.
-        """
-        if bad_logits:
-            return _failure("the model produced logits that are not finite, or nothing was allowed")
+    def check(self, req: StoppableRequest) -> StopDecision | None:
+        """To be called after each token appended to `req.output_ids` (and accepted by `req.grammar`)."""
         if len(req.output_ids) >= req.max_new_tokens:
             return StopDecision(FinishReason(type="length", length=req.max_new_tokens))
         if not req.output_ids:

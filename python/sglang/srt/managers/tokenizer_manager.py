@@ -107,10 +107,6 @@ class TokenizerManager:
         return self.limits.context_len
 
     @property
-    def vocab_size(self) -> int:
-        return self.limits.vocab_size
-
-    @property
     def last_receive_ts(self) -> float:
         """`time.monotonic` of the last message of the scheduler."""
         return self._client.last_receive_ts
@@ -140,7 +136,7 @@ class TokenizerManager:
         """
         if isinstance(obj, EmbeddingReqInput):
             raise RequestError(
-                "this server generates text; start it with --is-embedding to get embeddings or scores"
+                "this server generates text and gives no embeddings or scores; models that do, and --is-embedding, are not implemented"
             )
         self._bind_loop()
         expanded = expand_input(obj, self.preferred_sampling_params)

@@ -353,7 +353,6 @@ class RadixCache:
             leaf.slots = _compact(leaf.slots[:keep])
             return cut
         heapq.heappop(self._queue)
-        leaf.is_queued = False
         parent = _parent_of(leaf)
         del parent.children[self._key(leaf)]
         self._settle(parent)
