@@ -10,6 +10,8 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -40,6 +42,16 @@ def main(argv: Sequence[str], prog: str) -> int:
         args = parser.parse_args(list(argv))
     except SystemExit as end:
         return int(end.code or 0)
+    try:
+        code = _answer(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is left must not fail at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _answer(args: argparse.Namespace) -> int:
     logging.disable(logging.WARNING)  # what the log would say is part of the answer
     try:
         if args.action == "list":

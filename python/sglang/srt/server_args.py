@@ -13,7 +13,7 @@ import ipaddress
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import sglang
 from sglang.srt.arg_groups.cache_tiers import DisaggregationArgs, HierarchicalCacheArgs
@@ -131,9 +131,16 @@ class ServerArgs(
         return cls(**{name: values[name] for name in flag_specs(cls) if name in values})
 
 
+class ServerParser(argparse.ArgumentParser):
+    """Says what is wrong in one line: the usage of some four hundred flags would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n")
+
+
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of the server's command line; long options may be shortened."""
-    parser = argparse.ArgumentParser(
+    parser = ServerParser(
         prog=prog,
         description="Serve a language model over HTTP.",
         # The default of 24 columns would break the line after almost every flag.

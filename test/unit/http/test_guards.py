@@ -236,3 +236,12 @@ def test_warmup_can_be_skipped(make_server):
     server = make_server(ready=False, skip_server_warmup=True)
     asyncio.run(become_ready(server.state))
     assert not server.manager.requests and server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_a_body_that_is_no_json_says_so_and_where(make_server, path):
+    headers = {"content-type": "application/json"}
+    response = make_server().request("POST", path, content=b'{"a": 1, b', headers=headers)
+    assert response.status_code == 400
+    assert "the body is not valid JSON: " in response.json()["message"]
+    assert response.json()["message"].endswith("(character 9)")

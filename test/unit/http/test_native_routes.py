@@ -120,6 +120,7 @@ def test_disconnect_closes_the_generator(server):
 def test_wrong_kind_of_model(server, path):
     response = server.post(path, {"text": "a"})
     assert response.status_code == 400 and "--is-embedding" in response.text
+    assert "not implemented yet" in response.text  # nobody is sent to a flag that is refused
     assert ("object" in response.json()) == path.startswith("/v1/")
 
 

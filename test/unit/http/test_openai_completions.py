@@ -49,6 +49,13 @@ def test_echo_of_ids(server):
     assert complete(server, ids, echo=True).json()["choices"][0]["text"] == "xyzHello wörld"
 
 
+def test_pieces_without_text_are_not_streamed(server, events):
+    server.manager.pieces = ["Hel", "", "lo", ""]
+    choices = [e["choices"][0] for e in events(complete(server, stream=True).text)]
+    assert [choice["text"] for choice in choices] == ["Hel", "lo", ""]
+    assert choices[-1]["finish_reason"] == "stop"
+
+
 def test_logprobs(server):
     logprobs = complete(server, logprobs=2).json()["choices"][0]["logprobs"]
     assert logprobs == {
@@ -181,3 +188,11 @@ def test_detokenize_special_tokens(server):
 def test_detokenize_refuses_unknown_ids(server, tokens):
     response = server.post("/detokenize", {"tokens": tokens})
     assert response.status_code == 400 and response.json()["object"] == "error"
+
+
+def test_without_a_tokenizer_there_is_no_text_to_answer_with(server):
+    server.manager.tokenizer = None
+    for prompt in ("ab", [1, 2]):
+        response = complete(server, prompt)
+        assert response.status_code == 400
+        assert "/generate with input_ids" in response.json()["message"]

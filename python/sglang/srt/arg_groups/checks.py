@@ -13,11 +13,12 @@ _LOG_LEVELS = ("critical", "fatal", "error", "warning", "warn", "info", "debug",
 _MODALITIES = ("image", "video", "audio")
 
 
-def check_combinations(args: ServerArgs) -> None:
-    """Raise ConfigError for values that do not go together.
+class PartialPageError(ConfigError, AssertionError):
+    """A chunk that is no multiple of the page; callers rely on catching an AssertionError, too."""
 
-    AssertionError only for a chunk that is no multiple of the page, which callers rely on.
-    """
+
+def check_combinations(args: ServerArgs) -> None:
+    """Raise ConfigError for values that do not go together."""
     _check_http(args)
     _check_logging(args)
     _check_scheduling(args)
@@ -52,10 +53,11 @@ def _check_scheduling(args: ServerArgs) -> None:
     if args.chunked_prefill_size == 0:
         raise ConfigError("--chunked-prefill-size 0 is invalid; use -1 to prefill whole prompts")
     if args.chunked_prefill_size is not None and args.chunked_prefill_size > 0:
-        assert args.chunked_prefill_size % args.page_size == 0, (
-            f"--chunked-prefill-size {args.chunked_prefill_size} must be a multiple of "
-            f"--page-size {args.page_size}"
-        )
+        if args.chunked_prefill_size % args.page_size != 0:
+            raise PartialPageError(
+                f"--chunked-prefill-size {args.chunked_prefill_size} must be a multiple of "
+                f"--page-size {args.page_size}"
+            )
     if args.disable_radix_cache and args.enable_hierarchical_cache:
         raise ConfigError(
             "--enable-hierarchical-cache needs the radix cache; drop one of the two flags"

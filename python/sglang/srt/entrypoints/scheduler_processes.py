@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Container
@@ -42,6 +43,10 @@ UNGUARDED_SCRIPT_MESSAGE = (
     "The script starts an engine at module level. Its worker processes import the script again, so that would "
     'start engines without end. Put the code that starts the engine under `if __name__ == "__main__":`.'
 )
+UNNAMED_SCRIPT_MESSAGE = (
+    "The program that starts the engine was read from standard input. Its worker processes must import it again and cannot. "
+    'Save it in a file, with the code that starts the engine under `if __name__ == "__main__":`, and run that.'
+)
 # Time that a scheduler gets to leave its loop before it is killed, in seconds.
 STOP_PATIENCE = 3.0
 # Time that all processes together get to print their stacks, one after another, before they are killed.
@@ -55,6 +60,7 @@ class SchedulerProcesses:
         self, server_args: Any, port_args: Any, target: SchedulerTarget | None = None
     ) -> None:
         leave_if_imported_by_worker()
+        _refuse_unnamed_script()
         context = multiprocessing.get_context("spawn")
         models = ModelRegistry.assigned_paths()
         self._lock = threading.Lock()
@@ -227,6 +233,12 @@ def leave_if_imported_by_worker() -> None:
     # Set by multiprocessing while a spawned child imports the main module; there is no public way to ask.
     if multiprocessing.current_process().__dict__.get("_inheriting", False):
         raise SystemExit(UNGUARDED_SCRIPT_EXIT_CODE)
+
+
+def _refuse_unnamed_script() -> None:
+    """Raises RuntimeError for `python - < script`: spawned processes would look for a file named <stdin>."""
+    if vars(sys.modules["__main__"]).get("__file__") == "<stdin>":
+        raise RuntimeError(UNNAMED_SCRIPT_MESSAGE)
 
 
 def _ending(process: BaseProcess) -> str:

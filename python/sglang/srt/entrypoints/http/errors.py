@@ -128,6 +128,11 @@ def _validation_message(errors: Sequence[Any]) -> str:
     """`messages.0.role: Input should be ...; n: ...`, without the input, which may be large."""
     parts = []
     for error in errors[:10]:
+        if error.get("type") == "json_invalid":
+            place = error.get("loc", ())[-1]
+            reason = error.get("ctx", {}).get("error", "it cannot be read")
+            parts.append(f"the body is not valid JSON: {reason} (character {place})")
+            continue
         where = ".".join(str(part) for part in error.get("loc", ())[1:]) or "body"
         context = error.get("ctx", {}).get("error")
         parts.append(f"{where}: {context if isinstance(context, str) else error.get('msg')}")

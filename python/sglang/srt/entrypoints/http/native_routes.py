@@ -94,10 +94,10 @@ async def generate(body: GenerateBody, request: Request) -> Any:
 @router.post("/v1/rerank")
 @router.put("/v1/rerank")
 async def embed() -> Response:
-    """Not available: this server runs a generation model."""
+    """Not implemented: every model generates text."""
     raise RequestError(
-        "this server runs a generation model, which gives no embeddings or scores; "
-        "serve an embedding model with --is-embedding"
+        "this server generates text and gives no embeddings or scores; models that do, and --is-embedding, "
+        "are not implemented yet"
     )
 
 

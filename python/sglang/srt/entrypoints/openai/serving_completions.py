@@ -48,6 +48,11 @@ class CompletionServing:
     def _engine_request(self, body: CompletionRequest) -> GenerateReqInput:
         refuse_unsupported(body)
         _check(body)
+        if self._manager.tokenizer is None:
+            raise RequestError(
+                "this server runs with --skip-tokenizer-init, which leaves no text to answer with; "
+                "use /generate with input_ids"
+            )
         max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         params = sampling_params(body, max_tokens, {"temperature": 1.0, "top_p": 1.0})
         params |= grammar_params(body, body.json_schema)
@@ -71,8 +76,6 @@ class CompletionServing:
             prompts = list(body.prompt)
         if all(isinstance(prompt, str) for prompt in prompts):
             return prompts
-        if self._manager.tokenizer is None:
-            raise RequestError("echo of token ids needs a tokenizer; this server has none")
         try:
             return [self._manager.tokenizer.decode(prompt) for prompt in prompts]
         except (OverflowError, TypeError, ValueError, IndexError) as error:
