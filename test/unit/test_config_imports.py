@@ -84,6 +84,46 @@ def test_configs_bring_nothing_heavy_and_models_can_be_had_afterwards(tmp_path):
     assert model == "LlamaForCausalLM"
 
 
+READ_BESIDE_TORCHVISION = """
+import json, sys
+sys.path.insert(0, sys.argv[2])
+from sglang.srt.utils.hf_transformers_utils import get_config
+get_config(sys.argv[1])
+found = ["torchvision" in sys.modules]
+from transformers.utils import type_validators
+type_validators.resampling_validator(None)
+found.append("torchvision" in sys.modules)
+try:
+    type_validators.resampling_validator("bilinear")
+except ValueError:
+    found.append("torchvision" in sys.modules)
+from transformers.image_utils import PILImageResampling
+print(json.dumps([*found, type_validators.PILImageResampling is PILImageResampling]))
+"""
+TORCHVISION = {
+    "__init__.py": "__version__ = '0.26.0'",
+    "io.py": "class ImageReadMode: pass\ndef decode_image(image): pass",
+    "transforms/__init__.py": """
+import enum
+names = "NEAREST NEAREST_EXACT BOX BILINEAR HAMMING BICUBIC LANCZOS"
+InterpolationMode = enum.Enum("InterpolationMode", names)
+""",
+    "transforms/functional.py": "def pil_to_tensor(image): pass",
+    "../torchvision-0.26.0.dist-info/METADATA": "Name: torchvision\nVersion: 0.26.0\n",
+}
+
+
+def test_a_config_does_not_import_torchvision(tmp_path):
+    """It is installed on most GPU machines, and imports torch's compiler."""
+    for name, text in TORCHVISION.items():
+        path = tmp_path / "site" / "torchvision" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    folder = write_config(tmp_path / "llama", "llama")
+    found = run(READ_BESIDE_TORCHVISION, folder, tmp_path / "site")
+    assert found == [False, False, True, True]
+
+
 READ_TOKENIZER = f"""
 import json, sys
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer

@@ -67,6 +67,13 @@ def test_a_class_can_be_asked_about_and_derived_from(package):
     assert (later | None) == (real | None) and (None | later) == (None | real)
 
 
+def test_an_annotation_needs_nothing(package, monkeypatch):
+    cut = Cut("heavies.user", "heavies.provider", "Base", only_annotates=True)
+    monkeypatch.setattr(sys.modules[__name__], "Cut", lambda *_: cut)
+    user = package("from .provider import Base\ndef check(x: Base | None): return x\n", "Base")
+    assert not is_imported() and user.check(3) == 3
+
+
 def test_a_user_that_needs_the_class_at_once_gets_it(package):
     user = package("from .provider import Base\nclass Mine(Base): pass\n", "Base")
     assert user.Mine.__mro__[1] is sys.modules["heavies.provider"].Base

@@ -1,6 +1,6 @@
 """Imports of transformers without what a server never uses of it.
 
-Two of its modules import another for one name that hardly any call needs, and that other one brings the loading of models and torch's
+Two of its modules import others for a name each that hardly any call needs, and those bring the loading of models, torchvision and torch's
 compiler, a thousand modules. Within `light_imports` they get a stand-in instead, which takes everything from the real module as soon
 as it is asked for anything.
 """
@@ -25,16 +25,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cut:
-    """`user` imports `name` of `module`, and rarely needs it."""
+    """`user` imports `name` of `module`, and rarely needs it; where it `only_annotates` with it, never."""
 
     user: str
     module: str
     name: str
+    only_annotates: bool = False
 
 
+_CHECKS = "transformers.utils.type_validators"
 CUTS = (
     # The check of config fields that name an activation; few families have one.
-    Cut("transformers.utils.type_validators", "transformers.activations", "ACT2FN"),
+    Cut(_CHECKS, "transformers.activations", "ACT2FN"),
+    # Checks of fields of processors. Where torchvision is installed, pictures and videos import it.
+    Cut(_CHECKS, "transformers.image_utils", "PILImageResampling"),
+    Cut(_CHECKS, "transformers.video_utils", "VideoMetadataType", only_annotates=True),
     # The check of a processor's audio codec when it is given one.
     Cut(
         "transformers.processing_utils",
@@ -127,7 +132,7 @@ class _StandIn(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         user = sys.modules.get(self._cut.user)
         if name == self._cut.name and user is not None and name not in vars(user):
-            return _Later(self._cut)
+            return Any if self._cut.only_annotates else _Later(self._cut)
         self.leave()
         return getattr(importlib.import_module(self.__name__), name)
 
